@@ -10,7 +10,7 @@ namespace cria {
 // code: ERR_... as listed in lib/errors.ts, which turns it into the typed class that users see.
 struct Error : std::runtime_error {
   std::string code;
-  Error(std::string code, const std::string& message) : std::runtime_error(message), code(std::move(code)) {}
+  Error(std::string name, const std::string& message) : std::runtime_error(message), code(std::move(name)) {}
 };
 
 // concat("weight is ", 3, " rows") -> "weight is 3 rows"

@@ -1,0 +1,205 @@
+// classes.h - the JavaScript classes, and the handles behind them. Every object carries a type tag.
+#pragma once
+#include <napi.h>
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../devices/device.h"
+#include "errors.h"
+#include "js_thread.h"
+
+namespace cria {
+
+// An open device, shared by everything made on it. The last owner must be on the JavaScript thread.
+struct OpenDevice {
+  OpenDevice(Napi::Env e, std::unique_ptr<Device> d) : env(e), device(std::move(d)), js(std::make_unique<JsThread>(e)) {
+    // The environment waits for the device's threads before it goes: they must not call into it later. Hooks run in
+    // reverse order, so this one comes before the one that ends `js`.
+    napi_add_env_cleanup_hook(env, end, this);
+  }
+  ~OpenDevice() {
+    napi_remove_env_cleanup_hook(env, end, this);
+    device->close();
+  }
+  OpenDevice(const OpenDevice&) = delete;
+  OpenDevice& operator=(const OpenDevice&) = delete;
+
+  Device& use() const {
+    if (closed) fail("ERR_CLOSED", device->name(), ": the device was closed");
+    return *device;
+  }
+  void close() {
+    closed = true;
+    device->close();
+  }
+
+  const napi_env env;
+  const std::unique_ptr<Device> device;
+  std::unique_ptr<JsThread> js;
+  bool closed = false;
+
+ private:
+  static void end(void* self) {
+    static_cast<OpenDevice*>(self)->close();
+    static_cast<OpenDevice*>(self)->js.reset();
+  }
+};
+using SharedDevice = std::shared_ptr<OpenDevice>;
+
+// What a DeviceTensor stands for.
+struct TensorHandle {
+  enum class State { memory, recorded, result, ended, disposed };
+  State state = State::memory;
+  Tensor tensor;
+  SharedDevice device;
+  std::shared_ptr<Buffer> buffer;    // memory
+  const void* recording = nullptr;   // recorded: which recording
+  std::shared_ptr<Program> program;  // result
+  size_t result = 0;                 // result: which one
+
+  // The tensor with its address as of now, and what must stay alive while it is used.
+  Tensor resolve(std::shared_ptr<const void>& keep, const char* name) const;
+};
+
+struct WeightHandle {
+  SharedDevice device;
+  SharedWeight weight;          // null when the element type is not bf16
+  std::string dtype;            // as the file says: BF16, F16, ...
+  std::vector<int64_t> shape;
+  std::string file;
+};
+
+// State of one JavaScript environment (the main thread or a worker).
+struct Addon {
+  explicit Addon(Napi::Env env, Napi::Object exports);
+  Napi::FunctionReference device, tensor, weight, recorder, program;  // constructors
+  Napi::FunctionReference make_error;                                 // (code, message) => Error
+  static Addon& of(Napi::Env env) { return *env.GetInstanceData<Addon>(); }
+};
+
+// A wrapped C++ object that only native code can construct: the constructor wants an External.
+template <class Self>
+class Wrapped : public Napi::ObjectWrap<Self> {
+ public:
+  explicit Wrapped(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Self>(info) {
+    if (info.Length() != 1 || !info[0].IsExternal())
+      throw Napi::Error(info.Env(), to_js(info.Env(), std::make_exception_ptr(
+                                                          Error("ERR_ARGUMENT", concat("a ", Self::kName, " is made by open() and what it returns")))));
+    info.This().As<Napi::Object>().TypeTag(&Self::kTag);
+  }
+  // nullptr when the value is something else.
+  static Self* from(const Napi::Value& value) {
+    if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&Self::kTag)) return nullptr;
+    return Self::Unwrap(value.As<Napi::Object>());
+  }
+  template <class T>
+  static Napi::Object make(Napi::FunctionReference& constructor, T& payload) {
+    return constructor.New({Napi::External<T>::New(constructor.Env(), &payload)});
+  }
+
+ protected:
+  template <class T>
+  static T& payload(const Napi::CallbackInfo& info) {
+    return *info[0].As<Napi::External<T>>().Data();
+  }
+};
+
+class TensorClass : public Wrapped<TensorClass> {
+ public:
+  static constexpr const char* kName = "DeviceTensor";
+  static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b01, 0x9d52c1a70e4f8b31};
+  static Napi::Function define(Napi::Env env);
+  explicit TensorClass(const Napi::CallbackInfo& info);
+  std::shared_ptr<TensorHandle> handle;
+
+ private:
+  Napi::Value dtype(const Napi::CallbackInfo&);
+  Napi::Value shape(const Napi::CallbackInfo&);
+  void dispose(const Napi::CallbackInfo&);
+};
+
+class WeightClass : public Wrapped<WeightClass> {
+ public:
+  static constexpr const char* kName = "Weight";
+  static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b02, 0x9d52c1a70e4f8b32};
+  static Napi::Function define(Napi::Env env);
+  explicit WeightClass(const Napi::CallbackInfo& info);
+  std::shared_ptr<WeightHandle> handle;
+
+ private:
+  Napi::Value dtype(const Napi::CallbackInfo&);
+  Napi::Value shape(const Napi::CallbackInfo&);
+  Napi::Value file(const Napi::CallbackInfo&);
+};
+
+class RecorderClass : public Wrapped<RecorderClass> {
+ public:
+  static constexpr const char* kName = "Recorder";
+  static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b03, 0x9d52c1a70e4f8b33};
+  static Napi::Function define(Napi::Env env);
+  explicit RecorderClass(const Napi::CallbackInfo& info);
+
+  SharedDevice device;
+  std::unique_ptr<Recording> recording;
+  Keep keep;
+  std::vector<std::shared_ptr<TensorHandle>> handles;  // of everything recorded
+  bool ended = false;
+
+ private:
+  Napi::Value embed(const Napi::CallbackInfo&);
+  Napi::Value rms_norm(const Napi::CallbackInfo&);
+  Napi::Value linear(const Napi::CallbackInfo&);
+  Napi::Value rope_append(const Napi::CallbackInfo&);
+  Napi::Value attention(const Napi::CallbackInfo&);
+  Napi::Value swiglu(const Napi::CallbackInfo&);
+  Napi::Value select_rows(const Napi::CallbackInfo&);
+  Napi::Value sample(const Napi::CallbackInfo&);
+  Napi::Object result(Napi::Env env, const Tensor& tensor);
+};
+
+class ProgramClass : public Wrapped<ProgramClass> {
+ public:
+  static constexpr const char* kName = "Program";
+  static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b04, 0x9d52c1a70e4f8b34};
+  static Napi::Function define(Napi::Env env);
+  explicit ProgramClass(const Napi::CallbackInfo& info);
+  SharedDevice device;
+  std::shared_ptr<Program> program;
+  Napi::ObjectReference outputs;  // holds the value under "value"
+
+ private:
+  Napi::Value get_outputs(const Napi::CallbackInfo&);
+  Napi::Value cost(const Napi::CallbackInfo&);
+  Napi::Value memory(const Napi::CallbackInfo&);
+  void run(const Napi::CallbackInfo&);
+  void dispose(const Napi::CallbackInfo&);
+};
+
+class DeviceClass : public Wrapped<DeviceClass> {
+ public:
+  static constexpr const char* kName = "Device";
+  static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b05, 0x9d52c1a70e4f8b35};
+  static Napi::Function define(Napi::Env env);
+  explicit DeviceClass(const Napi::CallbackInfo& info);
+  SharedDevice device;
+
+ private:
+  Napi::Value name(const Napi::CallbackInfo&);
+  Napi::Value description(const Napi::CallbackInfo&);
+  Napi::Value activation(const Napi::CallbackInfo&);
+  Napi::Value tensor(const Napi::CallbackInfo&);
+  void write(const Napi::CallbackInfo&);
+  Napi::Value read(const Napi::CallbackInfo&);
+  Napi::Value weights(const Napi::CallbackInfo&);
+  Napi::Value stack(const Napi::CallbackInfo&);
+  Napi::Value random(const Napi::CallbackInfo&);
+  void copy_pages(const Napi::CallbackInfo&);
+  Napi::Value record(const Napi::CallbackInfo&);
+  void dispose(const Napi::CallbackInfo&);
+};
+
+Napi::Value load_weights(const Napi::CallbackInfo& info, SharedDevice device);
+
+}  // namespace cria

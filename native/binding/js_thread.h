@@ -1,0 +1,42 @@
+// js_thread.h - how other threads get back to JavaScript.
+#pragma once
+#include <napi.h>
+
+#include <functional>
+
+namespace cria {
+
+// Runs functions on the JavaScript thread, in order. Keeps the process alive only while somebody waits.
+class JsThread {
+ public:
+  using Job = std::function<void(Napi::Env)>;
+
+  explicit JsThread(Napi::Env env) : function_(Function::New(env, "cria", 0, 1)) { function_.Unref(env); }
+  ~JsThread() { function_.Release(); }
+  JsThread(const JsThread&) = delete;
+  JsThread& operator=(const JsThread&) = delete;
+
+  // From any thread. The job is dropped when the environment is being torn down.
+  void post(Job job) {
+    auto* heap = new Job(std::move(job));
+    if (function_.NonBlockingCall(heap) != napi_ok) delete heap;
+  }
+  // On the JavaScript thread: one more, one less job that the process must stay alive for.
+  void wait(Napi::Env env) {
+    if (waiting_++ == 0) function_.Ref(env);
+  }
+  void done(Napi::Env env) {
+    if (--waiting_ == 0) function_.Unref(env);
+  }
+
+ private:
+  static void call(Napi::Env env, Napi::Function, std::nullptr_t*, Job* job) {
+    if (env) (*job)(env);
+    delete job;
+  }
+  using Function = Napi::TypedThreadSafeFunction<std::nullptr_t, Job, call>;
+  Function function_;
+  int waiting_ = 0;
+};
+
+}  // namespace cria

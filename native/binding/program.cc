@@ -1,0 +1,51 @@
+// program.cc - Program: a recorded forward pass that JavaScript replays with one call.
+#include "classes.h"
+
+namespace cria {
+
+ProgramClass::ProgramClass(const Napi::CallbackInfo& info) : Wrapped(info) {
+  std::tie(device, program) = payload<std::pair<SharedDevice, std::shared_ptr<Program>>>(info);
+}
+
+Napi::Function ProgramClass::define(Napi::Env env) {
+  return DefineClass(env, kName,
+                     {InstanceAccessor<&ProgramClass::get_outputs>("outputs"), InstanceAccessor<&ProgramClass::cost>("cost"),
+                      InstanceAccessor<&ProgramClass::memory>("memory"), InstanceMethod<&ProgramClass::run>("run"),
+                      InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
+}
+
+Napi::Value ProgramClass::get_outputs(const Napi::CallbackInfo&) { return outputs.Get("value"); }
+
+Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
+  return guard(info.Env(), [&]() -> Napi::Value {
+    if (!program) fail("ERR_DISPOSED", "the program was disposed");
+    const auto& commands = program->commands[0];
+    Napi::Array costs = Napi::Array::New(info.Env(), commands.size());
+    for (size_t i = 0; i < commands.size(); i++) {
+      Napi::Object cost = Napi::Object::New(info.Env());
+      std::visit([&](const auto& op) {
+        const Cost c = op.cost();
+        cost.Set("op", op.name);
+        cost.Set("bytes", c.bytes);
+        cost.Set("flops", c.flops);
+      }, commands[i]);
+      costs.Set(uint32_t(i), cost);
+    }
+    return costs;
+  });
+}
+
+Napi::Value ProgramClass::memory(const Napi::CallbackInfo& info) {
+  return Napi::Number::New(info.Env(), program ? double(program->memory->bytes) : 0);
+}
+
+void ProgramClass::run(const Napi::CallbackInfo& info) {
+  guard(info.Env(), [&] {
+    if (!program) fail("ERR_DISPOSED", "run: the program was disposed");
+    device->use().run(program);
+  });
+}
+
+void ProgramClass::dispose(const Napi::CallbackInfo&) { program.reset(); }
+
+}  // namespace cria

@@ -1,0 +1,165 @@
+// recorder.cc - one method per op: decode the arguments, append the command, return the tensors it will write.
+#include "classes.h"
+#include "decode.h"
+
+namespace cria {
+
+RecorderClass::RecorderClass(const Napi::CallbackInfo& info) : Wrapped(info) {
+  device = payload<SharedDevice>(info);
+  recording = std::make_unique<Recording>(device->use().activation());
+}
+
+Napi::Function RecorderClass::define(Napi::Env env) {
+  return DefineClass(env, kName,
+                     {
+                         InstanceMethod<&RecorderClass::embed>("embed", napi_enumerable),
+                         InstanceMethod<&RecorderClass::rms_norm>("rmsNorm", napi_enumerable),
+                         InstanceMethod<&RecorderClass::linear>("linear", napi_enumerable),
+                         InstanceMethod<&RecorderClass::rope_append>("ropeAppend", napi_enumerable),
+                         InstanceMethod<&RecorderClass::attention>("attention", napi_enumerable),
+                         InstanceMethod<&RecorderClass::swiglu>("swiglu", napi_enumerable),
+                         InstanceMethod<&RecorderClass::select_rows>("selectRows", napi_enumerable),
+                         InstanceMethod<&RecorderClass::sample>("sample", napi_enumerable),
+                     });
+}
+
+Napi::Object RecorderClass::result(Napi::Env env, const Tensor& tensor) {
+  auto handle = std::make_shared<TensorHandle>();
+  handle->state = TensorHandle::State::recorded;
+  handle->tensor = tensor;
+  handle->device = device;
+  handle->recording = recording.get();
+  handles.push_back(handle);
+  return TensorClass::make(Addon::of(env).tensor, handle);
+}
+
+// Decodes into `op` and appends it; what was kept for a call that fails is let go.
+#define CRIA_RECORD(OP, DECODE)                                                                                 \
+  return guard(info.Env(), [&]() -> Napi::Value {                                                               \
+    if (ended) fail("ERR_CLOSED", OP::name, ": the recording has ended");                                       \
+    const size_t kept = keep.size();                                                                            \
+    OP op;                                                                                                      \
+    try {                                                                                                       \
+      Arguments a(OP::name, info, device, keep, recording.get());                                               \
+      DECODE;                                                                                                   \
+      recording->add(op);                                                                                       \
+    } catch (...) {                                                                                             \
+      keep.resize(kept);                                                                                        \
+      throw;                                                                                                    \
+    }                                                                                                           \
+    return results(info.Env(), op, [&](const Tensor& t) { return result(info.Env(), t); });                     \
+  })
+
+namespace {
+
+// What each op returns to JavaScript: its one output, or an object of them.
+template <class Make>
+Napi::Value results(Napi::Env, const Embed& op, Make make) { return make(op.x); }
+template <class Make>
+Napi::Value results(Napi::Env, const RmsNorm& op, Make make) { return make(op.y); }
+template <class Make>
+Napi::Value results(Napi::Env, const Linear& op, Make make) { return make(op.y); }
+template <class Make>
+Napi::Value results(Napi::Env, const RopeAppend& op, Make make) { return make(op.q); }
+template <class Make>
+Napi::Value results(Napi::Env, const Attention& op, Make make) { return make(op.y); }
+template <class Make>
+Napi::Value results(Napi::Env, const Swiglu& op, Make make) { return make(op.y); }
+template <class Make>
+Napi::Value results(Napi::Env, const SelectRows& op, Make make) { return make(op.y); }
+template <class Make>
+Napi::Value results(Napi::Env env, const Sample& op, Make make) {
+  Napi::Object sampled = Napi::Object::New(env);
+  sampled.Set("ids", make(op.ids));
+  sampled.Set("logprobs", make(op.logprobs));
+  sampled.Set("status", make(op.status));
+  return sampled;
+}
+
+}  // namespace
+
+Napi::Value RecorderClass::embed(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Embed, {
+    op.table = a.weight(0, "table");
+    const Napi::Object step = a.object(1, "step");
+    op.tokens = a.field(step, "step.tokens", "tokens");
+    op.source = a.field(step, "step.source", "source");
+    op.previous = a.optional_field(step, "step.previous", "previous");
+    op.queryStart = a.field(step, "step.queryStart", "queryStart");
+  });
+}
+
+Napi::Value RecorderClass::rms_norm(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(RmsNorm, {
+    op.x = a.tensor(0, "x");
+    op.weight = a.weight(1, "weight");
+    op.eps = float(a.number(2, "eps"));
+  });
+}
+
+Napi::Value RecorderClass::linear(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Linear, {
+    op.x = a.tensor(0, "x");
+    op.weight = a.weight(1, "weight");
+    if (a.has(2)) {
+      const Napi::Object options = a.object(2, "options");
+      op.add = a.optional_field(options, "add", "add");
+      const Napi::Value as = options.Get("as");
+      if (!as.IsUndefined() && !(as.IsString() && as.As<Napi::String>().Utf8Value() == "f32")) a.wrong("as", "'f32'", as);
+      op.f32 = as.IsString();
+    }
+  });
+}
+
+Napi::Value RecorderClass::rope_append(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(RopeAppend, {
+    op.qkv = a.tensor(0, "qkv");
+    const Napi::Object kv = a.object(1, "kv");
+    op.k = a.field(kv, "kv.k", "k");
+    op.v = a.field(kv, "kv.v", "v");
+    const Napi::Object step = a.object(2, "step");
+    op.positions = a.field(step, "step.positions", "positions");
+    op.slots = a.field(step, "step.slots", "slots");
+    op.invFreq = a.tensor(3, "invFreq");
+  });
+}
+
+Napi::Value RecorderClass::attention(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Attention, {
+    op.q = a.tensor(0, "q");
+    const Napi::Object kv = a.object(1, "kv");
+    op.k = a.field(kv, "kv.k", "k");
+    op.v = a.field(kv, "kv.v", "v");
+    const Napi::Object step = a.object(2, "step");
+    op.queryStart = a.field(step, "step.queryStart", "queryStart");
+    op.kvLength = a.field(step, "step.kvLength", "kvLength");
+    op.pageTable = a.field(step, "step.pageTable", "pageTable");
+  });
+}
+
+Napi::Value RecorderClass::swiglu(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Swiglu, { op.gateUp = a.tensor(0, "gateUp"); });
+}
+
+Napi::Value RecorderClass::select_rows(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(SelectRows, {
+    op.x = a.tensor(0, "x");
+    op.outputs = a.field(a.object(1, "step"), "step.outputs", "outputs");
+  });
+}
+
+Napi::Value RecorderClass::sample(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Sample, {
+    op.logits = a.tensor(0, "logits");
+    const Napi::Object s = a.object(1, "sampling");
+    op.temperature = a.field(s, "sampling.temperature", "temperature");
+    op.topP = a.field(s, "sampling.topP", "topP");
+    op.minP = a.field(s, "sampling.minP", "minP");
+    op.topK = a.field(s, "sampling.topK", "topK");
+    op.seed = a.field(s, "sampling.seed", "seed");
+    op.position = a.field(s, "sampling.position", "position");
+    op.sampled = a.optional_field(s, "sampling.sampled", "sampled");
+  });
+}
+
+}  // namespace cria

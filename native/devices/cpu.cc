@@ -1,0 +1,214 @@
+// cpu.cc - the CPU device: a thread that owns the queue, and a team that runs every command together.
+#include <sched.h>
+
+#include <atomic>
+#include <condition_variable>
+#include <deque>
+#include <mutex>
+#include <thread>
+
+#include "isa.h"
+#include "memory.h"
+#include "team.h"
+
+namespace cria {
+namespace {
+
+struct CpuProgram : Program {
+  size_t workspace = 0;  // bytes, the most that any command wants
+};
+
+int usable_threads() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  if (sched_getaffinity(0, sizeof set, &set) == 0) return CPU_COUNT(&set);
+  return int(std::thread::hardware_concurrency());
+}
+
+class CpuDevice final : public Device {
+ public:
+  explicit CpuDevice(const CpuOptions& options)
+      : isa_(choose_isa(options.isa)),
+        threads_(options.threads > 0 ? options.threads : std::max(1, usable_threads())),
+        activation_(options.activation),
+        thread_([this] { loop(); }) {}
+  ~CpuDevice() override { close(); }
+
+  std::string name() const override { return "cpu"; }
+  std::string description() const override {
+    return concat("cpu (", isa_.name, ", ", threads_, threads_ == 1 ? " thread" : " threads",
+                  activation_ == DType::f32 ? ", float32 activations" : "", ")");
+  }
+  DType activation() const override { return activation_; }
+  std::shared_ptr<Buffer> allocate(size_t bytes) override { return host_memory(bytes); }
+
+  void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    enqueue({[to, keep = std::move(keep), data = std::vector<std::byte>(first, first + bytes)](Team&) {
+      std::memcpy(to, data.data(), data.size());
+    }});
+  }
+
+  void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) override {
+    Task task{[from, keep = std::move(keep), into, bytes](Team&) { std::memcpy(into, from, bytes); }};
+    task.done = std::move(done);
+    enqueue(std::move(task));
+  }
+
+  SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols, std::shared_ptr<const void> owner) override {
+    auto w = std::make_shared<WeightBlocks>();
+    *w = {{{data, rows}}, rank, rows, cols, {std::move(owner)}};
+    return w;
+  }
+
+  SharedWeight stack(const std::vector<SharedWeight>& parts) override {
+    auto w = std::make_shared<WeightBlocks>();
+    w->cols = parts.front()->cols;
+    for (const SharedWeight& part : parts) {
+      w->blocks.insert(w->blocks.end(), part->blocks.begin(), part->blocks.end());
+      w->keep.push_back(part);
+      w->rows += part->rows;
+    }
+    return w;
+  }
+
+  SharedWeight random(int64_t rows, int64_t cols, uint64_t seed, float std) override;
+
+  std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
+    auto program = std::make_shared<CpuProgram>();
+    place(*program, recording, results, host_memory);
+    program->keep = std::move(keep);
+    for (const Command& c : program->commands[0]) program->workspace = std::max(program->workspace, isa_.workspace(c, threads_));
+    return program;
+  }
+
+  void run(std::shared_ptr<Program> program) override {
+    const auto& commands = program->commands[program->runs++ & 1];
+    enqueue({[this, &commands, keep = std::static_pointer_cast<CpuProgram>(std::move(program))](Team& team) {
+      if (keep->workspace > scratch_bytes_) {
+        scratch_ = host_memory(keep->workspace);
+        scratch_bytes_ = keep->workspace;
+      }
+      std::atomic<size_t> last{commands.size()};  // worker 0 lowers it when the device is closing; all see it behind the barrier
+      team.run([&](Worker& w) {
+        for (size_t i = 0; i < last; i++) {
+          isa_.run(commands[i], w);
+          if (w.index == 0 && closing_) last = i + 1;
+          w.barrier();
+        }
+      }, scratch_ ? static_cast<std::byte*>(scratch_->data) : nullptr);
+    }});
+  }
+
+  void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
+                  std::shared_ptr<const void> keep) override {
+    enqueue({[data, page_bytes, from = std::move(from), to = std::move(to), keep = std::move(keep)](Team&) {
+      auto* base = static_cast<std::byte*>(data);
+      for (size_t i = 0; i < from.size(); i++)
+        std::memcpy(base + size_t(to[i]) * page_bytes, base + size_t(from[i]) * page_bytes, page_bytes);
+    }});
+  }
+
+  void close() override {
+    {
+      std::lock_guard lock(mutex_);
+      if (closing_) return;
+      closing_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+  }
+
+ private:
+  struct Task {
+    std::function<void(Team&)> work = {};
+    Done done = {};  // of a read
+  };
+
+  void enqueue(Task task) {
+    {
+      std::lock_guard lock(mutex_);
+      if (!closing_) {
+        queue_.push_back(std::move(task));
+        wake_.notify_one();
+        return;
+      }
+    }
+    if (task.done) task.done(closed());
+  }
+  static std::exception_ptr closed() {
+    return std::make_exception_ptr(Error("ERR_CLOSED", "cpu: the device was closed"));
+  }
+
+  void loop() {
+    Team team(threads_);
+    for (;;) {
+      Task task;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return closing_ || !queue_.empty(); });
+        if (closing_) break;
+        task = std::move(queue_.front());
+        queue_.pop_front();
+      }
+      if (!failure_) {
+        try {
+          task.work(team);
+        } catch (...) {
+          failure_ = std::current_exception();
+        }
+      }
+      task.work = nullptr;  // lets go of what it kept before anybody hears that it is done
+      if (task.done) task.done(failure_);
+    }
+    for (Task& task : queue_)
+      if (task.done) task.done(closed());
+    queue_.clear();
+  }
+
+  const Isa& isa_;
+  const int threads_;
+  const DType activation_;
+  std::shared_ptr<Buffer> scratch_;
+  size_t scratch_bytes_ = 0;
+  std::exception_ptr failure_;  // the first one; every later read gets it
+  std::atomic<bool> closing_{false};
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Task> queue_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+// Nearly normal values: the sum of four uniform 16-bit numbers (Irwin-Hall), from a counter through splitmix64.
+SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float std) {
+  auto memory = host_memory(size_t(rows) * size_t(cols) * 2);
+  auto* data = static_cast<bf16*>(memory->data);
+  const int64_t count = rows * cols;
+  enqueue({[memory, data, count, seed, std](Team& team) {
+    constexpr int64_t kChunk = int64_t{1} << 20;
+    // Four uniforms in [0, 65535]: mean 2 * 65535, variance 4 * 65536^2 / 12.
+    const float scale = std / (65536.0f * 0.57735027f);
+    team.run([&](Worker& w) {
+      for (int64_t begin, end; w.take(begin, end, count, kChunk);)
+        for (int64_t i = begin; i < end; i++) {
+          uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15u + uint64_t(i) * 0xd1342543de82ef95u;
+          z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+          z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+          z ^= z >> 31;
+          const int32_t sum = int32_t(z & 0xffff) + int32_t(z >> 16 & 0xffff) + int32_t(z >> 32 & 0xffff) + int32_t(z >> 48);
+          data[i] = bf16(float(sum - 2 * 65535) * scale);
+        }
+    });
+  }});
+  return adopt(data, 2, rows, cols, memory);
+}
+
+}  // namespace
+
+std::unique_ptr<Device> open_cpu(const CpuOptions& options) { return std::make_unique<CpuDevice>(options); }
+
+DeviceReport report_cpu() {
+  return {"cpu", true, concat(choose_isa("").name, ", ", usable_threads(), " threads"), physical_memory()};
+}
+
+}  // namespace cria

@@ -1,0 +1,97 @@
+// device.h - what every device can do. cpu is built in; cuda and simt are plug-in libraries that implement the same class.
+//
+// A device is a stream: run, write, random and read take effect in the order of the calls and none of them waits.
+// Methods are called from one thread. A failure is kept and given to the next read; a device that failed stays failed.
+#pragma once
+#include <cstdint>
+#include <exception>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "../ops/recording.h"
+
+namespace cria {
+
+// A piece of device memory, zero at first.
+struct Buffer {
+  void* data = nullptr;
+  size_t bytes = 0;
+  Buffer() = default;
+  Buffer(const Buffer&) = delete;
+  Buffer& operator=(const Buffer&) = delete;
+  virtual ~Buffer() = default;
+};
+
+using Keep = std::vector<std::shared_ptr<const void>>;  // what must outlive the commands that point into it
+
+// A weight as its device holds it.
+struct WeightBlocks {
+  std::vector<RowBlock> blocks;
+  int rank = 2;
+  int64_t rows = 0;
+  int64_t cols = 0;
+  Keep keep;
+  Weight view() const { return {blocks.data(), int(blocks.size()), rank, rows, cols}; }
+};
+using SharedWeight = std::shared_ptr<const WeightBlocks>;
+
+// A recorded forward pass with its memory. Results lie outside the arena in two copies, used in turn.
+struct Program {
+  std::vector<Command> commands[2];  // alike but for the addresses of results
+  std::vector<int> results;          // values returned from the recording
+  std::vector<void*> addresses[2];   // of each result
+  std::shared_ptr<Buffer> memory;    // arena, then the two copies of the results
+  Keep keep;
+  int64_t runs = 0;
+  virtual ~Program() = default;
+  int copy_of_last_run() const { return runs > 0 ? int((runs - 1) & 1) : 0; }
+};
+
+class Device {
+ public:
+  using Done = std::function<void(std::exception_ptr)>;  // called once, on any thread
+
+  virtual ~Device() = default;
+  virtual std::string name() const = 0;         // "cpu", "cuda:0"
+  virtual std::string description() const = 0;  // one line for people: instruction set, threads, memory
+  virtual DType activation() const = 0;         // bf16, or f32 in the float32 test mode
+
+  virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;  // ERR_OUT_OF_MEMORY
+  virtual void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) = 0;
+  virtual void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) = 0;
+
+  // Rows of parts as one weight. Parts come from adopt, random or stack.
+  virtual SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols, std::shared_ptr<const void> owner) = 0;
+  virtual SharedWeight stack(const std::vector<SharedWeight>& parts) = 0;
+  virtual SharedWeight random(int64_t rows, int64_t cols, uint64_t seed, float std) = 0;
+
+  virtual std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) = 0;
+  virtual void run(std::shared_ptr<Program> program) = 0;
+  // Copies whole pages of one cache tensor: bytes a page, pairs of page numbers, in order.
+  virtual void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
+                          std::shared_ptr<const void> keep) = 0;
+  virtual void close() = 0;  // stops within one command; reads that wait are rejected with ERR_CLOSED
+};
+
+// Plans memory and fills in every address: the part of prepare() that all devices share.
+void place(Program& program, const Recording& recording, const std::vector<int>& results,
+           const std::function<std::shared_ptr<Buffer>(size_t)>& allocate);
+
+struct DeviceReport {
+  std::string device;
+  bool available = false;
+  std::string reason;  // why not, or what it is
+  double memory = 0;   // bytes
+};
+
+struct CpuOptions {
+  int threads = 0;  // 0: as many as the process may use
+  DType activation = DType::bf16;
+  std::string isa;  // "", scalar, avx2, avx512, avx512bf16
+};
+std::unique_ptr<Device> open_cpu(const CpuOptions& options);
+DeviceReport report_cpu();
+
+}  // namespace cria

@@ -1,0 +1,22 @@
+// ops.h - the list of operations. Every table (commands, dispatch, binding, cost) is made from it.
+#pragma once
+#include <variant>
+
+#include "attention.h"
+#include "embed.h"
+#include "linear.h"
+#include "rms_norm.h"
+#include "rope_append.h"
+#include "sample.h"
+#include "select_rows.h"
+#include "swiglu.h"
+
+// X(struct): one line per op.
+#define CRIA_OPS(X) X(Embed) X(RmsNorm) X(Linear) X(RopeAppend) X(Attention) X(Swiglu) X(SelectRows) X(Sample)
+
+namespace cria {
+
+// One op with its arguments, as plain data.
+using Command = std::variant<Embed, RmsNorm, Linear, RopeAppend, Attention, Swiglu, SelectRows, Sample>;
+
+}  // namespace cria
