@@ -22,6 +22,8 @@ const SPACE = 4
 const NEWLINE = 5
 const END = 6
 
+const UNLIMITED = 2 ** 31
+
 const kinds = new Uint8Array(0x110000) // by code point; 0: not asked for yet
 
 function classify(code: number): number {
@@ -41,7 +43,7 @@ function kindOf(code: number | undefined): number {
 const width = (code: number) => (code > 0xffff ? 2 : 1)
 
 /** Where a run of at most `limit` characters of one kind ends. */
-function runEnd(text: string, at: number, kind: number, limit = Number.POSITIVE_INFINITY): number {
+function runEnd(text: string, at: number, kind: number, limit = UNLIMITED): number {
   for (let count = 0; count < limit; count++) {
     const code = text.codePointAt(at)
     if (code === undefined || kindOf(code) !== kind) break

@@ -2,8 +2,8 @@
 //
 // The bits of y[t, n] depend on x[t, :], W[n, :], add[t, n] and the instruction set alone. K is cut into segments of
 // kSegment elements; in each, one vector accumulator takes the products step by step (Fma: the even elements of a step,
-// then the odd ones; Dot: the pairs), hsum4 adds its lanes, and the segment sums are added in order. A last partial step
-// is filled with zeros. Both paths below do exactly this and differ only in where the operands come from:
+// then the odd ones; Dot: the pairs), hsum4 adds its lanes, and the segment sums are added in order. A last partial
+// step is filled with zeros. Both paths below do exactly this and differ only in where the operands come from:
 //
 //   few tokens   both straight from memory: the weights stream by once, nothing is prepared, no thread waits
 //   many tokens  x is converted once into a panel (shared); each thread converts kRows weight rows x kSegment at a time
@@ -16,40 +16,25 @@
 namespace cria::CRIA_ISA {
 namespace {
 
-// The register tile: kRows weights x kTokens tokens of accumulators, and one register for each token and for a weight.
-// 8 x 3 + 3 + 1 of 32 registers, or 4 x 3 + 3 + 1 = 16: kRows kTokens multiplications for kRows + kTokens loads, and
-// enough independent sums to cover the latency of FMA (4 cycles x 2 a cycle).
-#ifndef KR
-#define KR 8
-#define KT 3
-#endif
-#ifndef SEGB
-#define SEGB 4096
-#endif
-#ifndef PF
-#define PF 3
-#endif
-constexpr int kRows = kLanes == 16 ? KR : 4;
-constexpr int kTokens = kLanes == 16 ? KT : 3;
+// The register tile: kRows weights x kTokens tokens of accumulators, a register for each token and one for a weight.
+// 8 x 3 + 3 + 1 of 32 registers, or 4 x 3 + 3 + 1 of 16: kRows x kTokens FMAs for kRows + kTokens loads, and more
+// independent sums than FMAs are in flight (4 cycles x 2 a cycle).
+constexpr int kRows = kLanes == 16 ? 8 : 4;
+constexpr int kTokens = 3;
 
-// Rows that a thread takes at once: one pass of a chunk of x through its L2.
-#ifndef FEW
-#define FEW 12
-#endif
-constexpr int64_t kFew = FEW;
+// Bytes of a segment of a row in a panel. kRows of them are 32 KB of a 48 KB L1, or 16 of 32; the shuffles of a sum of
+// lanes (three or four a segment) stay small beside its 64 FMAs or more.
+constexpr int64_t kSegmentBytes = 4096;
 
-#ifndef CH
-#define CH 288
-#endif
-#ifndef UR
-#define UR 64
-#endif
-constexpr int64_t kUnitRows = UR;
+// Tokens in a panel of x. A segment of all of them shall stay in L2: 0.6 MB where AVX-512 machines have 1 or 2.
+constexpr int64_t kChunk = kLanes == 16 ? 144 : 96;
 
-// Tokens in a panel of x. One segment of it (4 KB a token) is to stay in L2: 1.1 MB where AVX-512 machines have 1 - 2.
-constexpr int64_t kChunk = kLanes == 16 ? CH : 96;
+// Up to here both operands are converted in every tile, which costs less than the panels (measured: equal at 16).
+constexpr int64_t kFew = 12;
 
-constexpr int64_t kSegmentBytes = SEGB;  // of a row in a panel: kRows of them are 32 KB of a 48 KB L1 (16 of 32)
+// Weight rows that a thread takes at once. Few tokens: short, so that all threads end together (2048 x 2048 on two
+// threads: 32 units each). Many: long, as a segment of x comes into L2 once a unit, but several units for every thread.
+constexpr int64_t kFewUnit = 32, kManyUnit = 256, kUnitsPerThread = 8;
 
 // How a step of K is multiplied. Operand: the vectors of a step, which are kLanes x 4 bytes each.
 struct Fma {
@@ -85,6 +70,7 @@ static_assert(Fma::kSegment % Fma::kStep == 0 && ForBf16::kSegment % ForBf16::kS
 
 constexpr int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+constexpr int64_t most(int64_t a, int64_t b) { return a > b ? a : b; }
 
 // --- Operands: where(i, step) is the vector of row i at a step of K
 
@@ -149,7 +135,7 @@ struct Ahead {
 
   CRIA_INLINE void request(int64_t offset) const {
     for (int64_t i = 0; i < rows; i++)
-      __builtin_prefetch(reinterpret_cast<const void*>(row + uintptr_t(i) * stride + uintptr_t(offset)), 0, PF);
+      __builtin_prefetch(reinterpret_cast<const void*>(row + uintptr_t(i) * stride + uintptr_t(offset)), 0, 2);
   }
   void next() { row += uintptr_t(rows) * stride; }
 };
@@ -216,18 +202,19 @@ CRIA_INLINE void find_rows(const bf16* (&row)[kRows], const Weight& w, int64_t f
 }
 
 // f(a group of `tokens` tokens), with the number as a constant.
-template <int most = kTokens, class F>
+template <int size = kTokens, class F>
 CRIA_INLINE void with_constant(int64_t tokens, F f) {
-  if constexpr (most > 1)
-    if (tokens < most) return with_constant<most - 1>(tokens, f);
-  f(std::integral_constant<int, most>{});
+  if constexpr (size > 1)
+    if (tokens < size) return with_constant<size - 1>(tokens, f);
+  f(std::integral_constant<int, size>{});
 }
 
 // --- Few tokens
 
 // to[t][r] += the sum over `count` columns of kRows weight rows and `tokens` rows of x.
 template <class M, int tokens, class T>
-void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t cols, int64_t count, const Ahead& ahead) {
+void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t cols, int64_t count,
+                   const Ahead& ahead) {
   const int64_t steps = count / M::kStep, rest = count % M::kStep;
   Raw<M, T, tokens> xs;
   for (int t = 0; t < tokens; t++) xs.row[t] = x + t * cols;
@@ -248,14 +235,14 @@ void stream(const Linear& op, Worker& worker, int64_t tokens) {
   const T* x = static_cast<const T*>(op.x.data);
   const int64_t ahead_rows = ceil_div(kRows, ceil_div(tokens, kTokens));
 
-  for (int64_t begin, end; worker.take(begin, end, op.weight.rows, kUnitRows);)
+  for (int64_t begin, end; worker.take(begin, end, op.weight.rows, kFewUnit);)
     for (int64_t n = begin; n < end; n += kRows) {
       Raw<M, bf16, kRows> w;
       find_rows(w.row, op.weight, n, end - n);
       float y[kFew][kRows] = {};
       for (int64_t k = 0; k < cols; k += M::kSegment) {
         const int64_t count = least(M::kSegment, cols - k);
-        Ahead ahead{uintptr_t(w.row[0] + kRows * cols), uintptr_t(cols * 2), ahead_rows};
+        Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(kRows * cols * 2), uintptr_t(cols * 2), ahead_rows};
         for (int64_t t = 0; t < tokens; t += kTokens) {
           with_constant(tokens - t, [&](auto size) __attribute__((always_inline)) {
             tile_in_place<M, size()>(y[t], w, x + t * cols + k, cols, count, ahead);
@@ -270,8 +257,8 @@ void stream(const Linear& op, Worker& worker, int64_t tokens) {
 
 // --- Many tokens
 
-// A chunk of tokens in scratch: groups of kTokens (the last one may be smaller), each a panel over the whole of K; then,
-// for every thread, a panel of weights and the sums [tokens of a chunk][kUnitRows].
+// A chunk of tokens in scratch: groups of kTokens (the last one may be smaller), each a panel over the whole of K;
+// then, for every thread, a panel of weights and the sums [tokens of a chunk][kManyUnit].
 template <class M>
 struct Layout {
   int64_t token_bytes;  // a row of x in a panel
@@ -281,7 +268,7 @@ struct Layout {
       : token_bytes(ceil_div(cols, M::kStep) * kStepBytes<M>),
         x_bytes(tokens * token_bytes),
         w_bytes(kRows * kSegmentBytes),
-        sum_bytes(tokens * kUnitRows * 4) {}
+        sum_bytes(tokens * kManyUnit * 4) {}
   int64_t bytes(int threads) const { return x_bytes + threads * (w_bytes + sum_bytes); }
 };
 
@@ -289,7 +276,7 @@ template <class M, int tokens>
 void tile(float* to, const std::byte* w, const std::byte* x, int64_t steps, const Ahead& ahead) {
   vf sum[tokens][kRows] = {};
   accumulate_steps<M>(sum, Panel<M, kRows>{w}, Panel<M, tokens>{x}, steps, ahead);
-  add_segment(to, kUnitRows, sum);
+  add_segment(to, kManyUnit, sum);
 }
 
 template <class M, int tokens, class T>
@@ -309,14 +296,16 @@ void multiply_chunk(const Linear& op, Worker& worker, int64_t first, int64_t tok
   for (int64_t group, end; worker.take(group, end, ceil_div(tokens, kTokens));) {
     const int64_t t = group * kTokens;
     with_constant(tokens - t, [&](auto n) __attribute__((always_inline)) {
-      pack_tokens<M, n()>(x_panels + t * layout.token_bytes, static_cast<const T*>(op.x.data) + (first + t) * cols, cols);
+      pack_tokens<M, n()>(x_panels + t * layout.token_bytes, static_cast<const T*>(op.x.data) + (first + t) * cols,
+                          cols);
     });
   }
   worker.barrier();
 
   const int64_t groups = ceil_div(tokens, kTokens);
-  for (int64_t begin, end; worker.take(begin, end, op.weight.rows, kUnitRows);) {
-    std::memset(sums, 0, size_t(tokens * kUnitRows) * 4);
+  const int64_t unit = least(kManyUnit, most(1, op.weight.rows / (worker.count * kUnitsPerThread * kRows)) * kRows);
+  for (int64_t begin, end; worker.take(begin, end, op.weight.rows, unit);) {
+    std::memset(sums, 0, size_t(tokens * kManyUnit) * 4);
     const bf16* first_row = nullptr;
     for (int64_t k = 0; k < cols; k += M::kSegment) {
       const int64_t count = least(M::kSegment, cols - k), steps = ceil_div(count, M::kStep);
@@ -333,14 +322,14 @@ void multiply_chunk(const Linear& op, Worker& worker, int64_t first, int64_t tok
           if (requested >= kRows) ahead.rows = 0;
           with_constant(tokens - t, [&](auto size) __attribute__((always_inline)) {
             const std::byte* x = x_panels + t * layout.token_bytes + k / M::kStep * kStepBytes<M> * size();
-            tile<M, size()>(sums + t * kUnitRows + (n - begin), mine, x, steps, ahead);
+            tile<M, size()>(sums + t * kManyUnit + (n - begin), mine, x, steps, ahead);
           });
           ahead.next();
           requested += ahead.rows;
         }
       }
     }
-    for (int64_t t = 0; t < tokens; t++) write(op, first + t, begin, sums + t * kUnitRows, end - begin);
+    for (int64_t t = 0; t < tokens; t++) write(op, first + t, begin, sums + t * kManyUnit, end - begin);
   }
 }
 

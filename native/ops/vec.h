@@ -172,11 +172,11 @@ CRIA_INLINE float hmax(vf v) {
 // x = n ln2 + r with |r| <= ln2 / 2; the series of e^r to r^7 leaves r^8 / 8! < 5.3e-9, a twentieth of an ulp.
 CRIA_INLINE vf vexp(vf x) {
   constexpr float kInverseLn2 = 1.44269504f;
-  constexpr float kLn2High = 0.693359375f;     // 355 / 512: n kLn2High is exact for |n| < 2^15, with and without FMA
-  constexpr float kLn2Low = -2.12194440e-4f;   // ln2 - kLn2High
-  constexpr float kRound = 12582912.0f;        // 1.5 x 2^23: adding it leaves n in the low bits
-  x = x < -104.0f ? splat(-104.0f) : x;        // e^-104 < 2^-150, half of the smallest float: 0
-  x = x > 89.0f ? splat(89.0f) : x;            // e^89 > 2^128: inf
+  constexpr float kLn2High = 0.693359375f;    // 355 / 512: n kLn2High is exact for |n| < 2^15, with and without FMA
+  constexpr float kLn2Low = -2.12194440e-4f;  // ln2 - kLn2High
+  constexpr float kRound = 12582912.0f;       // 1.5 x 2^23: adding it leaves n in the low bits
+  x = x < -104.0f ? splat(-104.0f) : x;       // e^-104 < 2^-150, half of the smallest float: 0
+  x = x > 89.0f ? splat(89.0f) : x;           // e^89 > 2^128: inf
   const vf shifted = fma(x, splat(kInverseLn2), splat(kRound));
   const vf n = shifted - kRound;
   const vf r = fma(n, splat(-kLn2Low), fma(n, splat(-kLn2High), x));

@@ -1,0 +1,20 @@
+/** What users import. */
+export { ChatTemplate, type Message, type RenderOptions } from './chat.ts'
+export {
+  builtinConfigs,
+  type LlamaConfig,
+  parseConfig,
+  type RopeScaling,
+  readConfig,
+  type SamplingDefaults,
+} from './config.ts'
+export { Detokenizer } from './detokenizer.ts'
+export type { EngineStats } from './engine.ts'
+export { ClosedError, CriaError, DeviceError, InputError, ModelError, NumericError } from './errors.ts'
+export type { Completion, Generation, Piece, Usage } from './generation.ts'
+export { formatInspection, type Inspection, inspect } from './inspect.ts'
+export { Llama } from './llama.ts'
+export type { GenerateOptions, LoadOptions } from './options.ts'
+export type { SamplingOptions } from './sampling.ts'
+export type { FinishReason } from './sequence.ts'
+export { Tokenizer } from './tokenizer.ts'

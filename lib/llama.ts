@@ -1,0 +1,254 @@
+/** The model as users see it. */
+import { join } from 'node:path'
+import type { Device } from '../binding.d.ts'
+import { ChatTemplate, type Message } from './chat.ts'
+import { type LlamaConfig, readConfig } from './config.ts'
+import { Detokenizer } from './detokenizer.ts'
+import { Engine, type EngineStats } from './engine.ts'
+import { ClosedError, InputError } from './errors.ts'
+import { Generation } from './generation.ts'
+import { type DeviceName, devices, open, packageRoot } from './native.ts'
+import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, request } from './options.ts'
+import { type FinishReason, Sequence } from './sequence.ts'
+import { StopMatcher } from './stops.ts'
+import { Tokenizer } from './tokenizer.ts'
+import { loadModel, type Model, randomModel } from './weights.ts'
+
+/**
+ * A Llama 3 model on a device. Any number of generations may run at once; they share every step.
+ *
+ *     await using llama = await Llama.load('path/to/Meta-Llama-3-8B-Instruct')
+ *     for await (const { text } of llama.chat([{ role: 'user', content: 'Hi!' }])) process.stdout.write(text)
+ */
+export class Llama {
+  readonly config: LlamaConfig
+  /** Absent when the model's folder has none; token prompts work without. */
+  readonly tokenizer?: Tokenizer
+  /** Where it runs and how: 'cpu (avx512, 2 threads)'. */
+  readonly device: string
+  /** Longest sequence in tokens: the model's, or less if LoadOptions.contextLength says so. */
+  readonly contextLength: number
+  readonly #device: Device
+  readonly #engine: Engine
+  readonly #chat: ChatTemplate | undefined
+  #closed = false
+
+  private constructor(device: Device, model: Model, config: LlamaConfig, text: Text, options: LoadOptions) {
+    const memory = devices().find(report => report.device === device.name)?.memory
+    const limits = limitsFor(config, options, memory)
+    this.config = config
+    if (text.tokenizer) this.tokenizer = text.tokenizer
+    this.device = device.description
+    this.contextLength = limits.context
+    this.#device = device
+    this.#engine = new Engine(device, model, config, limits)
+    this.#chat = text.chat
+  }
+
+  /**
+   * Loads a folder in the Hugging Face layout (config.json, *.safetensors, tokenizer.json ...), or 'demo': the small
+   * model that comes with cria.
+   * @throws ModelError: a file is missing, damaged, or not a Llama; DeviceError: the device is not to be had; InputError: an
+   *   option is wrong; the reason of an aborted options.signal
+   */
+  static async load(model: string, options: LoadOptions = {}): Promise<Llama> {
+    loadOptions(options)
+    options.signal?.throwIfAborted()
+    const folder = model === 'demo' ? join(packageRoot, 'lib', 'demo') : model
+    const config = await readConfig(folder)
+    const tokenizer = await Tokenizer.load(folder)
+    const chat = tokenizer && (await ChatTemplate.load(folder, tokenizer))
+    return Llama.#open(config, { tokenizer, chat }, options, device => loadModel(device, folder, config, options))
+  }
+
+  /** A model of this shape with random weights made in memory, to measure a shape without its files. Token prompts only. */
+  static async random(config: LlamaConfig, options: LoadOptions = {}): Promise<Llama> {
+    loadOptions(options)
+    return Llama.#open(config, {}, options, async device => randomModel(device, config))
+  }
+
+  static async #open(
+    config: LlamaConfig,
+    text: Text,
+    options: LoadOptions,
+    weights: (device: Device) => Promise<Model>,
+  ): Promise<Llama> {
+    const name = (options.device ?? 'auto') as 'auto' | DeviceName
+    const device = open(name, { threads: options.threads, activations: options.activations })
+    try {
+      return new Llama(device, await weights(device), config, text, options)
+    } catch (error) {
+      device[Symbol.dispose]()
+      throw error
+    }
+  }
+
+  /**
+   * Continues a prompt. Text gets the token that starts a sequence in front, and what looks like a special token in it is
+   * ordinary text; token ids are taken as given.
+   * @throws InputError: a prompt that is empty, longer than the context or with ids outside the vocabulary; a wrong option.
+   *   Nothing is started then. ClosedError, DeviceError. Later failures reject the generation.
+   */
+  generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
+    this.#check()
+    return this.#start(typeof prompt === 'string' ? this.#encode(prompt) : prompt, options)
+  }
+
+  /**
+   * Answers a conversation in the model's chat format. What messages say can never become a special token.
+   * @throws as generate; InputError ERR_CHAT_*: messages that the template refuses
+   */
+  chat(messages: readonly Message[], options: GenerateOptions = {}): Generation {
+    this.#check()
+    if (!this.#chat) throw noTokenizer('chat')
+    return this.#start(this.#chat.render(messages), options)
+  }
+
+  /**
+   * Logits for evaluation, teacher-forced: row i, of [tokens, vocab], is what the model expects after tokens[0 .. i].
+   * @throws as generate
+   */
+  async logits(tokens: readonly number[], options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+    this.#check()
+    this.#checkTokens(tokens, this.contextLength)
+    return this.#engine.evaluate(tokens, options.signal)
+  }
+
+  /** What the engine does now and has done since load. */
+  stats(): EngineStats {
+    return this.#engine.stats
+  }
+
+  /** Rejects what is running with ClosedError and frees all memory. May be called again. */
+  async close(): Promise<void> {
+    if (this.#closed) return
+    this.#closed = true
+    this.#engine.close()
+    this.#device[Symbol.dispose]()
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+
+  #check(): void {
+    if (this.#closed) throw new ClosedError('ERR_CLOSED', 'the model was closed; load it again')
+  }
+
+  #encode(prompt: string): number[] {
+    if (!this.tokenizer) throw noTokenizer('a text prompt')
+    const tokens = this.tokenizer.encode(prompt)
+    const bos = this.config.bos ?? this.tokenizer.bos
+    return bos === undefined ? tokens : [bos, ...tokens]
+  }
+
+  #checkTokens(tokens: readonly number[], most: number): void {
+    if (tokens.length === 0) throw new InputError('ERR_PROMPT_EMPTY', 'the prompt is empty, expected at least one token')
+    if (tokens.length > most) {
+      const limit = most < this.contextLength ? `${most} (one less than the context, for an answer)` : `${most} (the context)`
+      throw new InputError('ERR_PROMPT_TOO_LONG', `the prompt has ${tokens.length} tokens, expected at most ${limit}`)
+    }
+    const { vocab } = this.config
+    const at = tokens.findIndex(id => !(Number.isInteger(id) && id >= 0 && id < vocab))
+    if (at >= 0) {
+      const found = `token ${at} of the prompt is ${String(tokens[at])}`
+      throw new InputError('ERR_PROMPT_TOKEN', `${found}, expected a whole number from 0 to ${vocab - 1}`)
+    }
+  }
+
+  #start(prompt: readonly number[], options: GenerateOptions): Generation {
+    this.#checkTokens(prompt, this.contextLength - 1)
+    const { maxTokens, sampling, stop, stopTokens, signal } = request(options, this.config, this.contextLength - prompt.length)
+    if (stop.length > 0 && !this.tokenizer) throw noTokenizer('stop strings')
+    const sequence = new Sequence(prompt, maxTokens, sampling)
+    const generation = new Generation(() => this.#engine.abort(sequence))
+    const text = this.tokenizer && new TextStream(this.tokenizer, stop)
+    const logprobs: number[] = []
+    let full = ''
+
+    const onAbort = () => {
+      generation.fail(signal!.reason)
+      this.#engine.abort(sequence)
+    }
+    const release = () => signal?.removeEventListener('abort', onAbort)
+    if (signal?.aborted) {
+      generation.fail(signal.reason)
+      return generation
+    }
+    signal?.addEventListener('abort', onAbort, { once: true })
+
+    const give = (piece: string, tokens: readonly number[], logprob: readonly number[]) => {
+      full += piece
+      generation.push({ text: piece, tokens, logprobs: logprob })
+    }
+    const job = {
+      sequence,
+      token: (id: number, logprob: number): FinishReason | undefined => {
+        logprobs.push(logprob)
+        if (stopTokens.has(id)) {
+          give('', [id], [logprob])
+          return 'stop'
+        }
+        const piece = text?.push(id) ?? { text: '', stopped: false }
+        give(piece.text, [id], [logprob])
+        return piece.stopped ? 'stop' : undefined
+      },
+      end: (finishReason: FinishReason) => {
+        release()
+        const rest = text?.end() ?? ''
+        if (rest) give(rest, [], [])
+        const tokens = sequence.tokens.slice(sequence.promptLength)
+        const usage = {
+          promptTokens: prompt.length,
+          completionTokens: tokens.length,
+          totalTokens: prompt.length + tokens.length,
+        }
+        generation.finish({ text: full, tokens, logprobs, finishReason, usage })
+      },
+      fail: (error: Error) => {
+        release()
+        generation.fail(error)
+      },
+    }
+    try {
+      this.#engine.submit(job)
+    } catch (error) {
+      release()
+      throw error
+    }
+    return generation
+  }
+}
+
+interface Text {
+  readonly tokenizer?: Tokenizer | undefined
+  readonly chat?: ChatTemplate | undefined
+}
+
+/** Tokens -> text that is certain: whole characters, and no beginning of a stop string. */
+class TextStream {
+  readonly #detokenizer: Detokenizer
+  readonly #stops: StopMatcher
+  #stopped = false
+
+  constructor(tokenizer: Tokenizer, stops: readonly string[]) {
+    this.#detokenizer = new Detokenizer(tokenizer)
+    this.#stops = new StopMatcher(stops)
+  }
+
+  push(id: number): { text: string; stopped: boolean } {
+    const result = this.#stops.push(this.#detokenizer.push(id))
+    this.#stopped = result.stopped
+    return result
+  }
+
+  end(): string {
+    if (this.#stopped) return ''
+    const last = this.#stops.push(this.#detokenizer.end())
+    return last.stopped ? last.text : last.text + this.#stops.end()
+  }
+}
+
+function noTokenizer(what: string): InputError {
+  return new InputError('ERR_PROMPT_TOKENIZER', `${what} needs a tokenizer, and the model's folder has no tokenizer.json`)
+}

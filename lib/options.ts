@@ -1,0 +1,161 @@
+/** Options of load and generate: checked, and filled in. Pure. */
+import type { LlamaConfig } from './config.ts'
+import type { EngineLimits } from './engine.ts'
+import { InputError } from './errors.ts'
+import { type SamplingOptions, type SamplingParameters, samplingParameters } from './sampling.ts'
+
+export interface LoadOptions {
+  /** 'auto' (the first GPU, else the CPU; CRIA_DEVICE replaces it), 'cpu' or 'cuda:0'. */
+  readonly device?: string | undefined
+  /** CPU threads; default: as many as the process may use. */
+  readonly threads?: number | undefined
+  /** Longest sequence, in tokens; at most and by default the model's. */
+  readonly contextLength?: number | undefined
+  /** Sequences computed at once; others wait. Default 16. */
+  readonly maxSequences?: number | undefined
+  /** Tokens computed in one step; at least and by default the context length, since a prompt is computed in one step. */
+  readonly maxBatchTokens?: number | undefined
+  /**
+   * Tokens that the key/value cache holds, of all sequences together. Default: full contexts for maxSequences, or what
+   * fits into a quarter of the device's memory if that is less, and at least one context.
+   */
+  readonly kvCacheTokens?: number | undefined
+  /** Tokens of a page of the key/value cache; default 16. */
+  readonly pageSize?: number | undefined
+  /** What activations are kept in: 'f32' is slower and for comparison with references. Default 'bf16'. */
+  readonly activations?: 'bf16' | 'f32' | undefined
+  /** Bytes of weights read so far. */
+  readonly onProgress?: ((bytes: number, total: number) => void) | undefined
+  /** Stops loading: load() rejects with its reason. */
+  readonly signal?: AbortSignal | undefined
+}
+
+export interface GenerateOptions extends SamplingOptions {
+  /** Most tokens to generate; default and at most: up to the end of the context. */
+  readonly maxTokens?: number | undefined
+  /** Text that ends the generation and is not part of it: one, or up to 16, of at most 1024 characters each. */
+  readonly stop?: string | readonly string[] | undefined
+  /** Token ids that end the generation, besides the model's own; at most 64. */
+  readonly stopTokens?: readonly number[] | undefined
+  /** Goes on after the model's own stop tokens; for benchmarks. */
+  readonly ignoreEos?: boolean | undefined
+  /** Ends the generation: it rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
+}
+
+/** A generation's options with everything filled in. */
+export interface Request {
+  readonly maxTokens: number
+  readonly sampling: SamplingParameters
+  readonly stop: readonly string[]
+  readonly stopTokens: ReadonlySet<number>
+  readonly signal: AbortSignal | undefined
+}
+
+const loadNames = [
+  'device',
+  'threads',
+  'contextLength',
+  'maxSequences',
+  'maxBatchTokens',
+  'kvCacheTokens',
+  'pageSize',
+  'activations',
+  'onProgress',
+  'signal',
+]
+const generateNames = ['maxTokens', 'stop', 'stopTokens', 'ignoreEos', 'signal', 'temperature', 'topP', 'topK', 'minP', 'seed']
+
+/** @throws InputError ERR_OPTION_UNKNOWN, ERR_OPTION_TYPE, ERR_OPTION_RANGE */
+export function loadOptions(options: LoadOptions): void {
+  refuseUnknown('load', options, loadNames)
+  if (options.device !== undefined && typeof options.device !== 'string') {
+    throw new InputError('ERR_OPTION_TYPE', `device is ${String(options.device)}, expected 'auto', 'cpu' or 'cuda:0'`)
+  }
+  whole('threads', options.threads, 1, 1024)
+  whole('contextLength', options.contextLength, 1)
+  whole('maxSequences', options.maxSequences, 1, 4096)
+  whole('maxBatchTokens', options.maxBatchTokens, 1)
+  whole('kvCacheTokens', options.kvCacheTokens, 1)
+  whole('pageSize', options.pageSize, 1)
+  const { activations } = options
+  if (activations !== undefined && activations !== 'bf16' && activations !== 'f32') {
+    throw new InputError('ERR_OPTION_TYPE', `activations is ${String(activations)}, expected 'bf16' or 'f32'`)
+  }
+  callable('onProgress', options.onProgress)
+  isSignal(options.signal)
+}
+
+/**
+ * The engine's sizes for a model. memory: bytes of the device.
+ * @throws InputError ERR_OPTION_RANGE
+ */
+export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 ** 34): EngineLimits {
+  const context = options.contextLength ?? config.context
+  whole('contextLength', context, 1, config.context)
+  const maxSequences = options.maxSequences ?? 16
+  const pageSize = Math.min(options.pageSize ?? 16, context)
+  const maxBatchTokens = options.maxBatchTokens ?? Math.max(context, maxSequences)
+  if (maxBatchTokens < Math.max(context, maxSequences)) {
+    const expected = `at least the context length (${context}) and maxSequences (${maxSequences})`
+    throw new InputError('ERR_OPTION_RANGE', `maxBatchTokens is ${maxBatchTokens}, expected ${expected}`)
+  }
+  const bytesPerToken = config.layers * config.kvHeads * config.headDim * 2 * (options.activations === 'f32' ? 4 : 2)
+  const affordable = Math.max(context, Math.floor(memory / 4 / bytesPerToken))
+  const tokens = options.kvCacheTokens ?? Math.min(maxSequences * context, affordable)
+  return { context, maxSequences, maxBatchTokens, pageSize, pages: Math.ceil(tokens / pageSize) }
+}
+
+/**
+ * room: tokens that the context still has after the prompt.
+ * @throws InputError ERR_OPTION_UNKNOWN, ERR_OPTION_TYPE, ERR_OPTION_RANGE, ERR_OPTION_STOP
+ */
+export function request(options: GenerateOptions, config: LlamaConfig, room: number): Request {
+  refuseUnknown('generate', options, generateNames)
+  whole('maxTokens', options.maxTokens, 1)
+  isSignal(options.signal)
+  const stop = typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])
+  if (!Array.isArray(stop) || stop.length > 16 || stop.some(s => typeof s !== 'string' || s.length > 1024)) {
+    const expected = 'a string or at most 16 of them, of at most 1024 characters each'
+    throw new InputError('ERR_OPTION_STOP', `stop is ${JSON.stringify(stop)?.slice(0, 100)}, expected ${expected}`)
+  }
+  const extra = options.stopTokens ?? []
+  const valid =
+    Array.isArray(extra) && extra.length <= 64 && extra.every(id => Number.isInteger(id) && id >= 0 && id < config.vocab)
+  if (!valid) {
+    const expected = `at most 64 whole numbers from 0 to ${config.vocab - 1}`
+    throw new InputError('ERR_OPTION_RANGE', `stopTokens is ${JSON.stringify(extra)?.slice(0, 100)}, expected ${expected}`)
+  }
+  return {
+    maxTokens: Math.min(options.maxTokens ?? room, room),
+    sampling: samplingParameters(options, config.defaults),
+    stop,
+    stopTokens: new Set([...(options.ignoreEos ? [] : config.stopTokens), ...extra]),
+    signal: options.signal,
+  }
+}
+
+function refuseUnknown(what: string, options: object, known: readonly string[]): void {
+  if (typeof options !== 'object' || options === null) {
+    throw new InputError('ERR_OPTION_TYPE', `the options of ${what} are ${String(options)}, expected an object`)
+  }
+  const unknown = Object.keys(options).find(name => !known.includes(name))
+  if (unknown === undefined) return
+  throw new InputError('ERR_OPTION_UNKNOWN', `${what} has no option ${unknown}; there are ${known.join(', ')}`)
+}
+
+function whole(name: string, value: number | undefined, least: number, most = Number.MAX_SAFE_INTEGER): void {
+  if (value === undefined || (Number.isInteger(value) && value >= least && value <= most)) return
+  const range = most === Number.MAX_SAFE_INTEGER ? `from ${least} on` : `from ${least} to ${most}`
+  throw new InputError('ERR_OPTION_RANGE', `${name} is ${String(value)}, expected a whole number ${range}`)
+}
+
+function callable(name: string, value: unknown): void {
+  if (value === undefined || typeof value === 'function') return
+  throw new InputError('ERR_OPTION_TYPE', `${name} is ${String(value)}, expected a function`)
+}
+
+function isSignal(value: unknown): void {
+  if (value === undefined || typeof (value as AbortSignal)?.addEventListener === 'function') return
+  throw new InputError('ERR_OPTION_TYPE', `signal is ${String(value)}, expected an AbortSignal`)
+}
