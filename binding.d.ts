@@ -138,6 +138,16 @@ export interface Program<R> {
   [Symbol.dispose](): void
 }
 
+/** Bytes and operations a second, all threads together. */
+export interface Ceilings {
+  /** Reading memory once. */
+  readonly read: number
+  /** Bytes read plus bytes written by a copy. */
+  readonly copy: number
+  /** The fastest arithmetic that matrix products use: float32 FMA on the CPU, bf16 matrix products on a GPU. */
+  readonly flops: number
+}
+
 /** A stream: random, write, run, copyPages and read take effect in the order of the calls. */
 export interface Device {
   /** 'cpu', 'cuda:0' */
@@ -169,6 +179,8 @@ export interface Device {
   random(shape: readonly number[], seed: number, std: number): Weight
   /** Copies whole pages of every layer, in order: from[i] -> to[i]. */
   copyPages(kv: readonly KvLayer[], from: Int32Array, to: Int32Array): void
+  /** What this machine can do at best, measured now in about a second: the denominators of benchmarks. */
+  measure(): Promise<Ceilings>
   /** Runs `body` once, keeps what it recorded. */
   record<R>(body: (op: Recorder) => R): Program<R>
   /** Stops within one command and frees everything; reads that wait are rejected with ERR_CLOSED. */

@@ -58,7 +58,7 @@ const GONE = -1 // `next` of a position that was merged into the one before it
 export class Merges {
   readonly #table: Int32Array // [slots, SLOT], open addressing
   readonly #mask: number
-  #work = new Work(256)
+  readonly #work = new Work(256) // for all pieces but the long ones
 
   /** Room for `count` merges. */
   constructor(count: number) {

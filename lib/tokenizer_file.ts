@@ -129,13 +129,7 @@ export function readTokenizer(json: unknown, file: string): TokenizerFile {
     const pairs = list(value, 'model.merges')
     const merges = new Merges(pairs.length)
     pairs.forEach((pair, rank) => {
-      let left: unknown
-      let right: unknown
-      if (typeof pair === 'string' && pair.includes(' ')) {
-        const blank = pair.indexOf(' ')
-        left = pair.slice(0, blank)
-        right = pair.slice(blank + 1)
-      } else if (Array.isArray(pair) && pair.length === 2) [left, right] = pair
+      const [left, right] = halves(pair)
       if (typeof left !== 'string' || typeof right !== 'string')
         throw broken(`model.merges[${rank}]`, '"a b" or ["a", "b"]', pair)
       const leftId = vocabulary.find(left)
@@ -178,6 +172,13 @@ export function readTokenizer(json: unknown, file: string): TokenizerFile {
 // 2^24 is a hundred times the largest vocabulary there is, and keeps a broken id from allocating gigabytes.
 const tokenId = 'an integer from 0 to 2^24 - 1'
 const isTokenId = (value: unknown): value is number => Number.isInteger(value) && Number(value) >= 0 && Number(value) < 2 ** 24
+
+/** The two of a merge, "a b" or ["a", "b"]; nothing of anything else. */
+function halves(pair: unknown): readonly unknown[] {
+  if (typeof pair !== 'string') return Array.isArray(pair) && pair.length === 2 ? pair : []
+  const blank = pair.indexOf(' ')
+  return blank < 0 ? [] : [pair.slice(0, blank), pair.slice(blank + 1)]
+}
 
 /** A value for an error message: short, and never the whole file. */
 function show(value: unknown): string {

@@ -197,6 +197,7 @@ class DeviceClass : public Wrapped<DeviceClass> {
   Napi::Value random(const Napi::CallbackInfo&);
   void copy_pages(const Napi::CallbackInfo&);
   Napi::Value record(const Napi::CallbackInfo&);
+  Napi::Value measure(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
 };
 

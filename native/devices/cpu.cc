@@ -2,6 +2,7 @@
 #include <sched.h>
 
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <mutex>
@@ -109,6 +110,8 @@ class CpuDevice final : public Device {
     }});
   }
 
+  void measure(Ceilings* result, Done done) override;
+
   void close() override {
     {
       std::lock_guard lock(mutex_);
@@ -201,6 +204,34 @@ SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float 
     });
   }});
   return adopt(data, 2, rows, cols, memory);
+}
+
+// Best of five: the machine may be shared, and its best is the ceiling.
+void CpuDevice::measure(Ceilings* result, Done done) {
+  Task task{[this, result](Team& team) {
+    constexpr int64_t kFloats = int64_t{1} << 26;  // 256 MB each way: far more than any cache holds for one core
+    constexpr int64_t kRounds = 2'000'000;
+    const CeilingLoops loops = isa_.ceilings();
+    const auto memory = host_memory(2 * kFloats * sizeof(float));
+    auto* const from = static_cast<float*>(memory->data);
+    const int64_t share = kFloats / team.size() / 1024 * 1024, used = share * team.size();
+    std::atomic<float> sink{0};  // so that no loop is removed
+    const auto best = [&](auto loop) {
+      double seconds = 1e30;
+      for (int i = 0; i < 5; i++) {
+        const auto start = std::chrono::steady_clock::now();
+        team.run([&](Worker& w) { loop(w.index * share); });
+        seconds = std::min(seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+      }
+      return seconds;
+    };
+    best([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
+    result->copy = 2.0 * double(used) * sizeof(float) / best([&](int64_t begin) { loops.copy(from + kFloats + begin, from + begin, share); });
+    result->read = double(used) * sizeof(float) / best([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
+    result->flops = loops.flops_per_round * double(kRounds) * team.size() / best([&](int64_t) { sink = sink + loops.multiply(kRounds); });
+  }};
+  task.done = std::move(done);
+  enqueue(std::move(task));
 }
 
 }  // namespace

@@ -10,6 +10,7 @@
 #include <string>
 #include <vector>
 
+#include "../ops/ceilings.h"
 #include "../ops/recording.h"
 
 namespace cria {
@@ -72,6 +73,7 @@ class Device {
   // Copies whole pages of one cache tensor: bytes a page, pairs of page numbers, in order.
   virtual void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
                           std::shared_ptr<const void> keep) = 0;
+  virtual void measure(Ceilings* result, Done done) = 0;  // half a second of work; result must live until done
   virtual void close() = 0;  // stops within one command; reads that wait are rejected with ERR_CLOSED
 };
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <string>
 
+#include "../ops/ceilings.h"
 #include "../ops/ops.h"
 #include "../ops/worker.h"
 
@@ -12,6 +13,7 @@ struct Isa {
   bool (*supported)();  // by this processor and its operating system
   void (*run)(const Command&, Worker&);
   size_t (*workspace)(const Command&, int threads);
+  CeilingLoops (*ceilings)();
 };
 
 // The best supported one, or the one named (scalar, avx2, avx512, avx512bf16). ERR_DEVICE_UNSUPPORTED names the choices.

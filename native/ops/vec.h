@@ -58,15 +58,22 @@ CRIA_INLINE To bits_as(From v) {
   return to;
 }
 
-// v, which the compiler must take for a new value: it will not load it again from where it came for every use.
+// For register tiles, where the compiler cannot know better. in_register(v) is v as a new value: it is not loaded again
+// from where it came for every use. still_used(v) keeps its register until here: the last FMA with v then writes over
+// its sum, and not over v, which costs a move.
+#ifdef __AVX512F__
+#define CRIA_REGISTER "v"
+#else
+#define CRIA_REGISTER "x"
+#endif
 template <class V>
 CRIA_INLINE V in_register(V v) {
-#ifdef __AVX512F__
-  asm("" : "+v"(v));
-#else
-  asm("" : "+x"(v));
-#endif
+  asm("" : "+" CRIA_REGISTER(v));
   return v;
+}
+template <class V>
+CRIA_INLINE void still_used(V v) {
+  asm volatile("" : : CRIA_REGISTER(v));
 }
 
 // kLanes elements in their order.

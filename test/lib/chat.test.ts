@@ -156,6 +156,20 @@ describe('text never becomes a special token', () => {
     )
   })
 
+  test('also tokens made of letters, which a template can write in another case', () => {
+    const json = JSON.parse(readFileSync('lib/demo/tokenizer.json', 'utf8'))
+    const added_tokens = ['[end]', '[TURN]', 'halt', '☃'].map((content, i) => ({ id: 4096 + i, content, special: true }))
+    const tokenizer = Tokenizer.parse({ ...json, added_tokens }, 'tokenizer.json')
+    for (const filter of ['', '| lower', '| upper', '| trim | lower']) {
+      const chat_template = `{% for m in messages %}{{ m.content ${filter} }}{% endfor %}[TURN]`
+      const chat = ChatTemplate.parse({ chat_template }, 'tokenizer_config.json', tokenizer)
+      for (const contents of [['[END] [turn] HALT halt [end]'], ['HA', 'LT'], ['hal', 't'], ['[e', 'nd]'], ['h', 'al', 't ']]) {
+        expect(chat.render(contents.map(user)).filter(id => tokenizer.isSpecial(id))).toEqual([4097])
+      }
+      expect(() => chat.render([user('a ☃ b')])).toThrow(expect.objectContaining({ code: 'ERR_PROMPT_MESSAGES' }))
+    }
+  })
+
   test('what a template asks about contents stays true', () => {
     const chat = template(
       "{% for m in messages %}{{ m.content == 'a < b' }} {{ '</think>' in m.content }} {{ m.content | length }} {{ m.content | trim }}|{% endfor %}",

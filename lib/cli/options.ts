@@ -1,0 +1,71 @@
+/** The options that commands share, checked before anything is loaded. */
+import { type Command, InvalidArgumentError } from 'commander'
+import type { GenerateOptions } from '../options.ts'
+
+export interface LoadFlags {
+  readonly device?: string
+  readonly threads?: number
+  readonly context?: number
+}
+
+export interface SamplingFlags {
+  readonly maxTokens?: number
+  readonly temperature?: number
+  readonly topP?: number
+  readonly topK?: number
+  readonly minP?: number
+  readonly seed?: bigint
+  readonly stop?: readonly string[]
+}
+
+export function loadOptions(command: Command): Command {
+  return command
+    .option('--device <name>', "'auto' (the first GPU, else the CPU), 'cpu' or 'cuda:0' (default: auto)")
+    .option('--threads <n>', 'CPU threads (default: as many as the process may use)', whole(1, 1024))
+    .option('--context <n>', "longest sequence in tokens; less takes less memory (default: the model's)", whole(1))
+}
+
+export function samplingOptions(command: Command): Command {
+  return command
+    .option('--max-tokens <n>', 'most tokens to generate (default: to the end of the context)', whole(1))
+    .option('--temperature <t>', "0 takes the most probable token (default: the model's)", real(0, 1e6))
+    .option('--top-p <p>', 'keep the most probable tokens with this probability together, up to 1', topP)
+    .option('--top-k <k>', 'keep this many of the most probable tokens, 0 for all', whole(0, 2 ** 31 - 1))
+    .option('--min-p <p>', 'keep tokens this many times as probable as the first, 0 to 1', real(0, 1))
+    .option('--seed <n>', 'the same seed gives the same text (default: random)', seed)
+    .option('--stop <text>', 'end before this text; may be given up to 16 times', collect)
+}
+
+/** Options as the library wants them. */
+export function generateOptions(flags: SamplingFlags): GenerateOptions {
+  const { maxTokens, temperature, topP, topK, minP, seed, stop } = flags
+  return { maxTokens, temperature, topP, topK, minP, seed, stop }
+}
+
+/** A parser of whole numbers from least to most. */
+export function whole(least: number, most = Number.MAX_SAFE_INTEGER): (text: string) => number {
+  const range = most === Number.MAX_SAFE_INTEGER ? `from ${least} on` : `from ${least} to ${most}`
+  return text => parsed(text, value => Number.isInteger(value) && value >= least && value <= most, `a whole number ${range}`)
+}
+
+function real(least: number, most: number): (text: string) => number {
+  return text => parsed(text, value => value >= least && value <= most, `a number from ${least} to ${most}`)
+}
+
+const topP = (text: string) => parsed(text, value => value > 0 && value <= 1, 'a number above 0 and at most 1')
+
+function parsed(text: string, valid: (value: number) => boolean, expected: string): number {
+  const value = text.trim() === '' ? Number.NaN : Number(text)
+  if (valid(value)) return value
+  throw new InvalidArgumentError(`Expected ${expected}.`)
+}
+
+export function seed(text: string): bigint {
+  if (/^-?\d+$/.test(text)) return BigInt(text)
+  throw new InvalidArgumentError('Expected a whole number.')
+}
+
+function collect(text: string, before: readonly string[] = []): readonly string[] {
+  if (before.length === 16 || text.length > 1024) throw new InvalidArgumentError('Expected at most 16 of 1024 characters.')
+  return [...before, text]
+}

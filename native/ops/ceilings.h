@@ -1,0 +1,22 @@
+// ceilings.h - what this machine can do at best: the denominators of every benchmark.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+namespace cria {
+
+struct Ceilings {
+  double read = 0;   // bytes a second, all threads reading memory once
+  double copy = 0;   // bytes read plus bytes written a second
+  double flops = 0;  // float32 multiplications and additions a second, fused, from registers
+};
+
+// The loops that are timed, by one thread; in every instruction set.
+struct CeilingLoops {
+  float (*read)(const float* data, int64_t count);
+  void (*copy)(float* to, const float* from, int64_t count);
+  float (*multiply)(int64_t rounds);
+  double flops_per_round;
+};
+
+}  // namespace cria

@@ -1,0 +1,146 @@
+// Sets up whatever is missing or out of date, and nothing else: dependencies, the native addon, the compiled TypeScript.
+// Plain JavaScript without dependencies: it runs on a fresh clone. Progress goes to stderr.
+import { execFileSync, spawn } from 'node:child_process'
+import { createHash } from 'node:crypto'
+import { createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { availableParallelism } from 'node:os'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+
+const root = join(dirname(fileURLToPath(import.meta.url)), '..', '..')
+process.chdir(root)
+
+/** Fails with one sentence, without a stack. */
+function refuse(sentence) {
+  process.stderr.write(`cria: ${sentence}\n`)
+  process.exit(1)
+}
+
+/** The contents of files and folders as one hash, so that what did not change is not built again. */
+function fingerprint(...paths) {
+  const hash = createHash('sha256').update(process.version)
+  const add = path => {
+    if (!existsSync(path)) return
+    try {
+      for (const name of readdirSync(path).sort()) if (name !== 'node_modules') add(join(path, name))
+    } catch {
+      hash.update(path).update(readFileSync(path)) // not a folder
+    }
+  }
+  for (const path of paths) add(path)
+  return hash.digest('hex')
+}
+
+/** Runs a step unless its stamp says that it has been done for these inputs and its result is there. */
+async function step(name, stamp, inputs, result, work) {
+  const key = fingerprint(...inputs)
+  if (existsSync(result) && existsSync(stamp) && readFileSync(stamp, 'utf8') === key) return
+  await work(name)
+  mkdirSync(dirname(stamp), { recursive: true })
+  writeFileSync(stamp, key)
+}
+
+/** Runs a command with its output in a log file; one line of progress; the end of the log when it fails. */
+function run(what, command, args, log, tick) {
+  mkdirSync(dirname(log), { recursive: true })
+  const file = createWriteStream(log)
+  const started = Date.now()
+  const tty = process.stderr.isTTY
+  let last = what
+  const show = text => {
+    last = text
+    if (tty) process.stderr.write(`\r\x1b[K${text} (${Math.round((Date.now() - started) / 1000)} s)`)
+  }
+  if (!tty) process.stderr.write(`${what} ...\n`)
+  return new Promise(resolve => {
+    const child = spawn(command, args, { stdio: ['ignore', 'pipe', 'pipe'], shell: process.platform === 'win32' })
+    const timer = setInterval(() => show(last), 1000)
+    for (const stream of [child.stdout, child.stderr]) {
+      stream.on('data', data => {
+        file.write(data)
+        const progress = tick?.(String(data))
+        if (progress) show(`${what} ${progress}`)
+      })
+    }
+    child.on('error', error => file.write(String(error)))
+    child.on('close', code => {
+      clearInterval(timer)
+      const seconds = Math.round((Date.now() - started) / 1000)
+      file.end(() => {
+        if (code === 0) {
+          process.stderr.write(tty ? `\r\x1b[K${what}: done in ${seconds} s\n` : `${what}: done in ${seconds} s\n`)
+          return resolve()
+        }
+        const tail = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-30).join('\n')
+        process.stderr.write(`\n${tail}\n`)
+        refuse(`${what} failed; the whole log is in ${log}`)
+      })
+    })
+  })
+}
+
+function version(command) {
+  try {
+    return execFileSync(command, ['--version'], { encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).match(
+      /\d+(\.\d+)+/,
+    )?.[0]
+  } catch {
+    return undefined
+  }
+}
+
+function checkTools() {
+  const compiler = process.env.CXX ?? ['c++', 'g++', 'clang++'].find(version)
+  const missing = []
+  if (!compiler || !version(compiler)) missing.push('a C++20 compiler')
+  if (!version('cmake')) missing.push('cmake')
+  if (!version('make') && !version('ninja')) missing.push('make')
+  if (missing.length === 0) return
+  const how =
+    process.platform === 'darwin'
+      ? 'xcode-select --install && brew install cmake'
+      : 'apt-get install g++ cmake make (Debian, Ubuntu)'
+  refuse(`building the native addon needs ${missing.join(' and ')}, which this machine has not; install: ${how}`)
+}
+
+const [major, minor] = process.versions.node.split('.').map(Number)
+if (major < 20 || (major === 20 && minor < 19)) refuse(`Node 20.19 or newer is needed, this is ${process.versions.node}`)
+
+const bin = name => join('node_modules', '.bin', name)
+
+await step('dependencies', 'node_modules/.cria-stamp', ['package.json', 'package-lock.json'], bin('cmake-js'), async () => {
+  await run('installing dependencies', 'npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], join('build', 'install.log'))
+})
+
+await step(
+  'native addon',
+  'build/.stamp',
+  ['native', 'CMakeLists.txt', 'package-lock.json'],
+  'build/Release/cria.node',
+  async () => {
+    checkTools()
+    const parallel = String(availableParallelism())
+    await run(
+      'building the native addon',
+      process.execPath,
+      [bin('cmake-js'), 'compile', '--parallel', parallel],
+      join('build', 'build.log'),
+      text => {
+        const found = [...text.matchAll(/\[\s*(\d+%|\d+\/\d+)\]/g)].at(-1)
+        return found?.[1]
+      },
+    )
+  },
+)
+
+await step(
+  'TypeScript',
+  'dist/.stamp',
+  ['lib', 'bench', 'binding.d.ts', 'package.json', 'tsconfig.json', 'tsconfig.build.json'],
+  'dist/lib/index.js',
+  async () => {
+    rmSync('dist', { recursive: true, force: true })
+    await run('compiling TypeScript', process.execPath, [bin('tsc'), '-p', 'tsconfig.build.json'], join('build', 'tsc.log'))
+    writeFileSync('dist/binding.d.ts', readFileSync('binding.d.ts'))
+  },
+)
