@@ -44,7 +44,9 @@ function report(error: unknown): number {
   const { message, code } = error as Error & { code?: unknown }
   const line = `${message ?? error}${typeof code === 'string' ? ` (${code})` : ''}`.replace(/\s*\n\s*/g, ' ')
   const unexpected = typeof code === 'string' ? '' : ' - CRIA_DEBUG=1 says where'
-  process.stderr.write(`${paint(process.stderr, 'red', 'cria:')} ${process.env.CRIA_DEBUG ? inspect(error) : line + unexpected}\n`)
+  process.stderr.write(
+    `${paint(process.stderr, 'red', 'cria:')} ${process.env.CRIA_DEBUG ? inspect(error) : line + unexpected}\n`,
+  )
   return 1
 }
 

@@ -1,0 +1,241 @@
+// The conformance suite: the cases of an op, run on every device and configuration that this machine has.
+import { mkdtempSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { runInThisContext } from 'node:vm'
+import { afterAll, beforeAll, describe, test } from '@jest/globals'
+import type { BF16, Device, DeviceName, DeviceTensor, DType, F32, Recorder, StepInputs, Weight } from '../../binding.d.ts'
+import { devices, open } from '../../lib/native.ts'
+import { safetensors } from '../lib/safetensors_files.ts'
+import { bf16Bits, closeBf16, closeF32, fromBf16, hash, Random, roundBf16, sameBits, type Values } from './numbers.ts'
+
+export interface Configuration {
+  readonly device: DeviceName
+  /** CRIA_CPU: the instruction set of the cpu device. */
+  readonly cpu?: string
+  readonly activations: 'bf16' | 'f32'
+}
+
+/** The environment that native code reads; jest gives tests a copy. */
+export const realEnv = (runInThisContext('process') as NodeJS.Process).env
+
+export function openAs({ device, cpu, activations }: Configuration, threads = 2): Device {
+  const before = realEnv.CRIA_CPU
+  if (cpu) realEnv.CRIA_CPU = cpu
+  try {
+    return open(device, { activations, ...(device === 'cpu' ? { threads } : {}) })
+  } finally {
+    if (before === undefined) delete realEnv.CRIA_CPU
+    else realEnv.CRIA_CPU = before
+  }
+}
+
+const modes = ['bf16', 'f32'] as const
+const sets = ['scalar', ...(process.arch === 'x64' ? ['avx2', 'avx512', 'avx512bf16'] : [])]
+const others = devices().filter(report => report.device !== 'cpu' && report.available)
+export const configurations: readonly Configuration[] = [
+  ...sets.flatMap(cpu => modes.map(activations => ({ device: 'cpu' as const, cpu, activations }))),
+  ...others.flatMap(({ device }) => modes.map(activations => ({ device: device as DeviceName, activations }))),
+]
+
+function reasonToSkip(configuration: Configuration): string | undefined {
+  try {
+    openAs(configuration, 1)[Symbol.dispose]()
+    return undefined
+  } catch (error) {
+    return (error as Error).message
+  }
+}
+
+export type Case = (lab: Lab) => Promise<void>
+type Define = (check: (name: string, run: Case) => void) => void
+
+/** Runs the cases of an op everywhere. A failure tells the seed; CRIA_SEED replays it. */
+export function conforms(op: string, define: Define): void {
+  for (const configuration of configurations) {
+    const { device, cpu, activations } = configuration
+    const name = `${op} on ${[device, cpu, activations].filter(Boolean).join(' ')}`
+    const reason = reasonToSkip(configuration)
+    if (reason !== undefined) {
+      test.skip(`${name}: ${reason}`, () => {})
+      continue
+    }
+    describe(name, () => {
+      const labs: Lab[] = []
+      beforeAll(() => void labs.push(new Lab(configuration)))
+      afterAll(() => labs.forEach(lab => void lab[Symbol.dispose]()))
+      define((title, run) =>
+        test(title, async () => {
+          const seed = Number(process.env.CRIA_SEED ?? hash(`${op} ${title}`))
+          labs[0]!.random = new Random(seed)
+          try {
+            await run(labs[0]!)
+          } catch (error) {
+            if (error instanceof Error) error.message += ` (CRIA_SEED=${seed})`
+            throw error
+          }
+        }))
+    })
+  }
+}
+
+/** A tensor of the device together with the values that it really holds. */
+export interface Filled<D extends DType> {
+  readonly tensor: DeviceTensor<D>
+  readonly values: Values
+}
+type Bits = Uint16Array<ArrayBuffer> | Uint32Array<ArrayBuffer>
+export type Results = Record<string, DeviceTensor>
+
+/** An open device, and short words for what tests do with it. */
+export class Lab {
+  readonly device: Device
+  readonly configuration: Configuration
+  readonly mode: 'bf16' | 'f32'
+  random = new Random(1)
+
+  constructor(configuration: Configuration, threads = 2) {
+    this.configuration = configuration
+    this.device = openAs(configuration, threads)
+    this.mode = this.device.activation
+  }
+  [Symbol.dispose](): void {
+    this.device[Symbol.dispose]()
+  }
+
+  /** Runs `use` once with a device of each number of threads. */
+  async withThreads(use: (lab: Lab) => Promise<void>): Promise<void> {
+    for (const threads of this.device.name === 'cpu' ? [1, 2, 3] : [1]) {
+      const lab = new Lab(this.configuration, threads)
+      try {
+        await use(lab)
+      } finally {
+        lab[Symbol.dispose]()
+      }
+    }
+  }
+
+  /** The values as this device keeps activations: what tests compute references from. */
+  round(values: ArrayLike<number>): Values {
+    return Float64Array.from(values, this.mode === 'bf16' ? roundBf16 : Math.fround)
+  }
+  fill<D extends DType>(dtype: D, shape: readonly number[], values: ArrayLike<number>): DeviceTensor<D> {
+    const tensor = this.device.tensor(dtype, shape)
+    this.rewrite(tensor, values)
+    return tensor
+  }
+  rewrite(tensor: DeviceTensor, values: ArrayLike<number>): void {
+    const array = { bf16: () => Uint16Array.from(values, bf16Bits), f32: () => Float32Array.from(values) }
+    const whole = { i32: () => Int32Array.from(values), u32: () => Uint32Array.from(values) }
+    this.device.write(tensor, { ...array, ...whole }[tensor.dtype]())
+  }
+  f32(shape: readonly number[], values: ArrayLike<number>): Filled<'f32'> {
+    const rounded = Float64Array.from(values, Math.fround)
+    return { tensor: this.fill('f32', shape, rounded), values: rounded }
+  }
+  i32(values: ArrayLike<number>, shape: readonly number[] = [values.length]): DeviceTensor<'i32'> {
+    return this.fill('i32', shape, values)
+  }
+  activation(shape: readonly number[], values: ArrayLike<number>): Filled<'bf16'> {
+    const rounded = this.round(values)
+    return { tensor: this.fill(this.mode as 'bf16', shape, rounded), values: rounded }
+  }
+
+  /** An exact weight, loaded from a file in which NaN lies before and after it. */
+  async weight(shape: readonly number[], values: ArrayLike<number>): Promise<Weight> {
+    const folder = mkdtempSync(join(tmpdir(), 'cria-ops-'))
+    try {
+      const poison = { dtype: 'BF16', shape: [64], data: bytesOf(new Float64Array(64).fill(Number.NaN)) }
+      const tensors = [
+        { ...poison, name: 'before' },
+        { name: 'weight', dtype: 'BF16', shape, data: bytesOf(values) },
+        { ...poison, name: 'after' },
+      ]
+      const path = join(folder, 'weights.safetensors')
+      writeFileSync(path, safetensors(tensors))
+      return (await this.device.weights([path])).get('weight')!
+    } finally {
+      rmSync(folder, { recursive: true })
+    }
+  }
+
+  async bits(tensor: DeviceTensor): Promise<Bits> {
+    const count = tensor.shape.reduce((a, b) => a * b, 1)
+    const bytes = new Uint8Array(count * (tensor.dtype === 'bf16' ? 2 : 4))
+    const { buffer } = await this.device.read(tensor, bytes)
+    return tensor.dtype === 'bf16' ? new Uint16Array(buffer) : new Uint32Array(buffer)
+  }
+  async values(tensor: DeviceTensor): Promise<Values> {
+    const bits = await this.bits(tensor)
+    if (tensor.dtype === 'bf16') return Float64Array.from(bits, fromBf16)
+    const type = { f32: Float32Array, i32: Int32Array, u32: Uint32Array }[tensor.dtype]
+    return Float64Array.from(new type(bits.buffer))
+  }
+
+  /** Records, runs once and reads the values of everything that `body` returns. */
+  async run<R extends Results>(body: (op: Recorder) => R): Promise<{ [K in keyof R]: Values }> {
+    const program = this.device.record(body)
+    program.run()
+    const read = await Promise.all(Object.entries(program.outputs).map(async ([k, t]) => [k, await this.values(t)] as const))
+    program[Symbol.dispose]()
+    return Object.fromEntries(read) as { [K in keyof R]: Values }
+  }
+  /** As run, for one tensor. */
+  async one(body: (op: Recorder) => DeviceTensor): Promise<Values> {
+    return (await this.run(op => ({ y: body(op) }))).y
+  }
+
+  /** Activations against the exact result; in the float32 mode by NMSE: errors of 2^-24 an operation, squared, and room. */
+  close(found: Values, exact: Values, slack?: ArrayLike<number>): void {
+    if (this.mode === 'f32') closeF32(found, exact, 1e-12)
+    else closeBf16(found, exact, slack)
+  }
+
+  /**
+   * Rows that are alive do not depend on those that are not, and dead rows are not written (a device other than the CPU may
+   * write them). `build` gets a residual stream and activations whose number of live rows is in a device buffer.
+   */
+  async checkDeadRows(dim: number, build: (op: Recorder, x: F32, a: BF16, step: StepInputs) => DeviceTensor): Promise<void> {
+    const rows = 9
+    const table = await this.weight([2 * rows, dim], this.random.normals(2 * rows * dim))
+    const ones = await this.weight([dim], new Float64Array(dim).fill(1))
+    const from = (first: number) => Array.from({ length: rows }, (_, i) => first + i)
+    const step = {
+      tokens: this.i32(from(0)),
+      source: this.i32(new Array(rows).fill(-1)),
+      queryStart: this.i32([0, rows]),
+      outputs: this.i32(from(0)),
+    } as unknown as StepInputs
+    const program = this.device.record(op => {
+      const x = op.embed(table, step)
+      return { y: build(op, x, op.rmsNorm(x, ones, 1e-5), step) }
+    })
+    const width = program.outputs.y.shape.slice(1).reduce((a, b) => a * b, 1)
+    const replay = async (first: number, live: number) => {
+      this.rewrite(step.tokens, from(first))
+      this.rewrite(step.queryStart, [0, live])
+      this.rewrite(step.outputs, from(0).fill(-1, live))
+      program.run()
+      program.run() // both copies of the results
+      return this.values(program.outputs.y)
+    }
+    const other = await replay(rows, rows)
+    for (const live of [0, 1, 4, 9]) {
+      const before = await replay(0, rows)
+      const mixed = await replay(rows, live)
+      sameBits(mixed.subarray(0, live * width), other.subarray(0, live * width), `with ${live} live rows, live element`)
+      if (this.device.name === 'cpu')
+        sameBits(mixed.subarray(live * width), before.subarray(live * width), `with ${live} live rows, dead element`)
+    }
+  }
+}
+
+const bytesOf = (values: ArrayLike<number>) => new Uint8Array(Uint16Array.from(values, bf16Bits).buffer)
+
+/** Rows `rows` of values [any, width]. */
+export function gather(values: Values, width: number, rows: readonly number[]): Values {
+  return Float64Array.from(rows.flatMap(row => [...values.subarray(row * width, (row + 1) * width)]))
+}
+
+export const dims = [1, 3, 8, 24, 40, 100, 257] as const
+export const rowCounts = [1, 7, 17, 54, 97] as const
