@@ -5,7 +5,8 @@ import { cpus } from 'node:os'
 import { parseArgs } from 'node:util'
 import type { Ceilings, DeviceName } from '../binding.d.ts'
 import { builtinConfigs, isBuiltinConfig, type LlamaConfig } from '../lib/config.ts'
-import { open, packageRoot } from '../lib/native.ts'
+import { open } from '../lib/native.ts'
+import { packageRoot } from '../lib/package.ts'
 
 export interface BenchOptions {
   /** Name of the shape: one of builtinConfigs. */

@@ -32,8 +32,6 @@ export interface SamplingDefaults {
   readonly topK?: number
   /** Keep tokens with at least this fraction of the most probable one's probability, in [0, 1]; absent: all. */
   readonly minP?: number
-  /** Divides positive and multiplies negative logits of tokens seen before; absent: 1, off. Also acts on greedy. */
-  readonly repetitionPenalty?: number
 }
 
 /** A Llama network, in numbers. Sizes are counts of elements; parameters and bytes of weights and KV stay below 2^53. */
@@ -306,13 +304,20 @@ function samplingDefaults(g: Source): SamplingDefaults {
       topP: optional('top_p', x => x > 0 && x <= 1, 'a number above 0 and at most 1'),
       topK: topK === 0 ? undefined : topK,
       minP: optional('min_p', x => x >= 0 && x <= 1, 'a number from 0 to 1'),
-      repetitionPenalty: optional('repetition_penalty', x => x > 0 && x <= 1000, 'a number above 0 and at most 1000'),
     }),
   }
 }
 
 /** What transformers acts on and cria does not, with the value that means off. */
-const neutral = { num_beams: 1, no_repeat_ngram_size: 0, typical_p: 1, epsilon_cutoff: 0, eta_cutoff: 0, guidance_scale: 1 }
+const neutral = {
+  num_beams: 1,
+  no_repeat_ngram_size: 0,
+  repetition_penalty: 1,
+  typical_p: 1,
+  epsilon_cutoff: 0,
+  eta_cutoff: 0,
+  guidance_scale: 1,
+}
 const listed = ['auto_map', 'bad_words_ids', 'sequence_bias', 'suppress_tokens', 'begin_suppress_tokens', 'forced_eos_token_id']
 
 function ignored(c: Source, g: Source): string[] {

@@ -44,6 +44,13 @@ export interface EngineStats {
   readonly stepMilliseconds: number
 }
 
+/** An evaluation that waits for pages. */
+interface Waiting {
+  readonly pages: number
+  take(pages: number[]): void
+  fail(error: unknown): void
+}
+
 /** Rows of logits that an evaluation computes at once: 128 x 128256 x 4 bytes are 66 MB. */
 const evaluationRows = 128
 
@@ -55,7 +62,7 @@ export class Engine {
   readonly #programs: Programs
   readonly #kv: readonly KvLayer[]
   readonly #jobs = new Map<Sequence, Job>()
-  readonly #evaluations: (() => void)[] = []
+  readonly #evaluations = new Set<Waiting>()
   readonly #counts = { promptTokens: 0, generatedTokens: 0, steps: 0, stepMilliseconds: 0 }
   #looping = false
   #wake: (() => void) | undefined
@@ -64,11 +71,12 @@ export class Engine {
   constructor(device: Device, model: Model, config: LlamaConfig, limits: EngineLimits) {
     this.#device = device
     this.#vocab = config.vocab
-    this.#pages = new Pages(limits.pages, limits.pageSize)
-    this.#scheduler = new Scheduler(this.#pages, limits)
+    // The cache first: when it is too large for the device, nothing of its size has been made yet.
     const shape = [limits.pages, config.kvHeads, limits.pageSize, config.headDim]
     const cache = () => device.tensor(device.activation, shape) as KvLayer['k']
     this.#kv = Array.from({ length: config.layers }, () => ({ k: cache(), v: cache() }))
+    this.#pages = new Pages(limits.pages, limits.pageSize)
+    this.#scheduler = new Scheduler(this.#pages, limits)
     const maxPages = Math.min(limits.pages, this.#pages.needed(limits.context))
     this.#programs = new Programs(device, model, this.#kv, { maxSequences: limits.maxSequences, maxPages })
   }
@@ -108,9 +116,9 @@ export class Engine {
   async evaluate(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array> {
     const needed = this.#pages.needed(tokens.length)
     this.#refuseTooLarge(needed, `${tokens.length} tokens`)
-    const all = new Float32Array(tokens.length * this.#vocab)
-    const pages = await this.#takePages(needed)
+    const pages = await this.#takePages(needed, signal)
     try {
+      const all = new Float32Array(tokens.length * this.#vocab)
       for (let from = 0; from < tokens.length; from += evaluationRows) {
         if (this.#failure) throw this.#failure
         signal?.throwIfAborted()
@@ -120,17 +128,19 @@ export class Engine {
         program.run()
         await this.#device.read(program.outputs, all.subarray(from * this.#vocab, to * this.#vocab))
       }
+      return all
     } finally {
       this.#pages.release(pages)
       this.#released()
     }
-    return all
   }
 
   /** Ends every job with `error` and refuses all later ones. */
   close(error: Error = new ClosedError('ERR_CLOSED', 'the model was closed')): void {
     this.#failure ??= error
     for (const sequence of [...this.#jobs.keys()]) this.#finish(sequence)?.fail(this.#failure)
+    for (const waiting of this.#evaluations) waiting.fail(this.#failure)
+    this.#evaluations.clear()
     this.#released()
   }
 
@@ -142,20 +152,35 @@ export class Engine {
   }
 
   /** Waits, first come, first served, and before any sequence that has not started. */
-  async #takePages(count: number): Promise<number[]> {
-    for (let first = true; ; first = false) {
-      if (this.#failure) throw this.#failure
-      const pages = first && this.#evaluations.length > 0 ? undefined : this.#pages.take(count)
-      if (pages) return pages
-      await new Promise<void>(resolve => {
-        this.#evaluations[first ? 'push' : 'unshift'](resolve)
+  async #takePages(pages: number, signal: AbortSignal | undefined): Promise<number[]> {
+    if (this.#failure) throw this.#failure
+    signal?.throwIfAborted()
+    let stop!: () => void
+    try {
+      return await new Promise<number[]>((take, fail) => {
+        const waiting = { pages, take, fail }
+        stop = () => {
+          this.#evaluations.delete(waiting)
+          fail(signal!.reason)
+          this.#released()
+        }
+        signal?.addEventListener('abort', stop)
+        this.#evaluations.add(waiting)
+        this.#released()
       })
+    } finally {
+      signal?.removeEventListener('abort', stop)
     }
   }
 
-  /** Pages may be free: somebody who waits for them may go on. */
+  /** Pages may be free: whoever waits for them may go on. */
   #released(): void {
-    this.#evaluations.shift()?.()
+    for (const waiting of this.#evaluations) {
+      const pages = this.#pages.take(waiting.pages)
+      if (!pages) break
+      this.#evaluations.delete(waiting)
+      waiting.take(pages)
+    }
     this.#wake?.()
   }
 
@@ -170,7 +195,7 @@ export class Engine {
   async #loop(): Promise<void> {
     try {
       while (this.#jobs.size > 0) {
-        const batch = this.#scheduler.schedule(this.#evaluations.length === 0)
+        const batch = this.#scheduler.schedule(this.#evaluations.size === 0)
         if (batch.length > 0) await this.#step(batch)
         else
           await new Promise<void>(resolve => {

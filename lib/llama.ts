@@ -4,11 +4,13 @@ import type { Device } from '../binding.d.ts'
 import { ChatTemplate, type Message } from './chat.ts'
 import { type LlamaConfig, readConfig } from './config.ts'
 import { Detokenizer } from './detokenizer.ts'
-import { Engine, type EngineStats } from './engine.ts'
+import { Engine, type EngineLimits, type EngineStats } from './engine.ts'
 import { ClosedError, InputError } from './errors.ts'
 import { Generation } from './generation.ts'
-import { type DeviceName, devices, open, packageRoot } from './native.ts'
+import { type DeviceName, devices, open } from './native.ts'
 import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, request } from './options.ts'
+import { packageRoot } from './package.ts'
+import { show } from './sampling.ts'
 import { type FinishReason, Sequence } from './sequence.ts'
 import { StopMatcher } from './stops.ts'
 import { Tokenizer } from './tokenizer.ts'
@@ -33,9 +35,7 @@ export class Llama {
   readonly #chat: ChatTemplate | undefined
   #closed = false
 
-  private constructor(device: Device, model: Model, config: LlamaConfig, text: Text, options: LoadOptions) {
-    const memory = devices().find(report => report.device === device.name)?.memory
-    const limits = limitsFor(config, options, memory)
+  private constructor(device: Device, model: Model, config: LlamaConfig, text: Text, limits: EngineLimits) {
     this.config = config
     if (text.tokenizer) this.tokenizer = text.tokenizer
     this.device = device.description
@@ -76,7 +76,9 @@ export class Llama {
     const name = (options.device ?? 'auto') as 'auto' | DeviceName
     const device = open(name, { threads: options.threads, activations: options.activations })
     try {
-      return new Llama(device, await weights(device), config, text, options)
+      const memory = devices().find(report => report.device === device.name)?.memory
+      const limits = limitsFor(config, options, memory)
+      return new Llama(device, await weights(device), config, text, limits)
     } catch (error) {
       device[Symbol.dispose]()
       throw error
@@ -143,6 +145,9 @@ export class Llama {
   }
 
   #checkTokens(tokens: readonly number[], most: number): void {
+    if (!Array.isArray(tokens)) {
+      throw new InputError('ERR_PROMPT_TYPE', `the prompt is ${show(tokens)}, expected text or an array of token ids`)
+    }
     if (tokens.length === 0) throw new InputError('ERR_PROMPT_EMPTY', 'the prompt is empty, expected at least one token')
     if (tokens.length > most) {
       const limit = most < this.contextLength ? `${most} (one less than the context, for an answer)` : `${most} (the context)`
@@ -151,7 +156,7 @@ export class Llama {
     const { vocab } = this.config
     const at = tokens.findIndex(id => !(Number.isInteger(id) && id >= 0 && id < vocab))
     if (at >= 0) {
-      const found = `token ${at} of the prompt is ${String(tokens[at])}`
+      const found = `token ${at} of the prompt is ${show(tokens[at])}`
       throw new InputError('ERR_PROMPT_TOKEN', `${found}, expected a whole number from 0 to ${vocab - 1}`)
     }
   }

@@ -2,21 +2,12 @@
  * The kernels as an API of their own, and the only file that loads the addon. It is built for this platform (prebuilds/)
  * or here (build/Release).
  */
-import { existsSync } from 'node:fs'
 import { createRequire } from 'node:module'
-import { dirname, join } from 'node:path'
-import { fileURLToPath } from 'node:url'
 import type * as Binding from '../binding.d.ts'
 import { errorFor } from './errors.ts'
+import { packageRoot } from './package.ts'
 
 export type * from '../binding.d.ts'
-
-/** The folder of package.json: above lib/ in the sources, above dist/lib/ in the package. */
-export const packageRoot = ((): string => {
-  let folder = dirname(fileURLToPath(import.meta.url))
-  while (!existsSync(join(folder, 'package.json'))) folder = dirname(folder)
-  return folder
-})()
 
 function load(): typeof Binding {
   const require = createRequire(import.meta.url)

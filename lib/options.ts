@@ -2,7 +2,7 @@
 import type { LlamaConfig } from './config.ts'
 import type { EngineLimits } from './engine.ts'
 import { InputError } from './errors.ts'
-import { type SamplingOptions, type SamplingParameters, samplingParameters } from './sampling.ts'
+import { type SamplingOptions, type SamplingParameters, samplingParameters, show } from './sampling.ts'
 
 export interface LoadOptions {
   /** 'auto' (the first GPU, else the CPU; CRIA_DEVICE replaces it), 'cpu' or 'cuda:0'. */
@@ -66,21 +66,24 @@ const loadNames = [
 ]
 const generateNames = ['maxTokens', 'stop', 'stopTokens', 'ignoreEos', 'signal', 'temperature', 'topP', 'topK', 'minP', 'seed']
 
+/** Of the cache: its places are 32-bit numbers. */
+const mostTokens = 2 ** 30
+
 /** @throws InputError ERR_OPTION_UNKNOWN, ERR_OPTION_TYPE, ERR_OPTION_RANGE */
 export function loadOptions(options: LoadOptions): void {
   refuseUnknown('load', options, loadNames)
   if (options.device !== undefined && typeof options.device !== 'string') {
-    throw new InputError('ERR_OPTION_TYPE', `device is ${String(options.device)}, expected 'auto', 'cpu' or 'cuda:0'`)
+    throw new InputError('ERR_OPTION_TYPE', `device is ${show(options.device)}, expected 'auto', 'cpu' or 'cuda:0'`)
   }
   whole('threads', options.threads, 1, 1024)
   whole('contextLength', options.contextLength, 1)
   whole('maxSequences', options.maxSequences, 1, 4096)
   whole('maxBatchTokens', options.maxBatchTokens, 1)
-  whole('kvCacheTokens', options.kvCacheTokens, 1)
+  whole('kvCacheTokens', options.kvCacheTokens, 1, mostTokens)
   whole('pageSize', options.pageSize, 1)
   const { activations } = options
   if (activations !== undefined && activations !== 'bf16' && activations !== 'f32') {
-    throw new InputError('ERR_OPTION_TYPE', `activations is ${String(activations)}, expected 'bf16' or 'f32'`)
+    throw new InputError('ERR_OPTION_TYPE', `activations is ${show(activations)}, expected 'bf16' or 'f32'`)
   }
   callable('onProgress', options.onProgress)
   isSignal(options.signal)
@@ -113,18 +116,19 @@ export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 
 export function request(options: GenerateOptions, config: LlamaConfig, room: number): Request {
   refuseUnknown('generate', options, generateNames)
   whole('maxTokens', options.maxTokens, 1)
+  flag('ignoreEos', options.ignoreEos)
   isSignal(options.signal)
   const stop = typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])
   if (!Array.isArray(stop) || stop.length > 16 || stop.some(s => typeof s !== 'string' || s.length > 1024)) {
     const expected = 'a string or at most 16 of them, of at most 1024 characters each'
-    throw new InputError('ERR_OPTION_STOP', `stop is ${JSON.stringify(stop)?.slice(0, 100)}, expected ${expected}`)
+    throw new InputError('ERR_OPTION_STOP', `stop is ${show(options.stop)}, expected ${expected}`)
   }
   const extra = options.stopTokens ?? []
   const valid =
     Array.isArray(extra) && extra.length <= 64 && extra.every(id => Number.isInteger(id) && id >= 0 && id < config.vocab)
   if (!valid) {
     const expected = `at most 64 whole numbers from 0 to ${config.vocab - 1}`
-    throw new InputError('ERR_OPTION_RANGE', `stopTokens is ${JSON.stringify(extra)?.slice(0, 100)}, expected ${expected}`)
+    throw new InputError('ERR_OPTION_RANGE', `stopTokens is ${show(extra)}, expected ${expected}`)
   }
   return {
     maxTokens: Math.min(options.maxTokens ?? room, room),
@@ -137,7 +141,7 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
 
 function refuseUnknown(what: string, options: object, known: readonly string[]): void {
   if (typeof options !== 'object' || options === null) {
-    throw new InputError('ERR_OPTION_TYPE', `the options of ${what} are ${String(options)}, expected an object`)
+    throw new InputError('ERR_OPTION_TYPE', `the options of ${what} are ${show(options)}, expected an object`)
   }
   const unknown = Object.keys(options).find(name => !known.includes(name))
   if (unknown === undefined) return
@@ -147,15 +151,20 @@ function refuseUnknown(what: string, options: object, known: readonly string[]):
 function whole(name: string, value: number | undefined, least: number, most = Number.MAX_SAFE_INTEGER): void {
   if (value === undefined || (Number.isInteger(value) && value >= least && value <= most)) return
   const range = most === Number.MAX_SAFE_INTEGER ? `from ${least} on` : `from ${least} to ${most}`
-  throw new InputError('ERR_OPTION_RANGE', `${name} is ${String(value)}, expected a whole number ${range}`)
+  throw new InputError('ERR_OPTION_RANGE', `${name} is ${show(value)}, expected a whole number ${range}`)
+}
+
+function flag(name: string, value: unknown): void {
+  if (value === undefined || typeof value === 'boolean') return
+  throw new InputError('ERR_OPTION_TYPE', `${name} is ${show(value)}, expected true or false`)
 }
 
 function callable(name: string, value: unknown): void {
   if (value === undefined || typeof value === 'function') return
-  throw new InputError('ERR_OPTION_TYPE', `${name} is ${String(value)}, expected a function`)
+  throw new InputError('ERR_OPTION_TYPE', `${name} is ${show(value)}, expected a function`)
 }
 
 function isSignal(value: unknown): void {
   if (value === undefined || typeof (value as AbortSignal)?.addEventListener === 'function') return
-  throw new InputError('ERR_OPTION_TYPE', `signal is ${String(value)}, expected an AbortSignal`)
+  throw new InputError('ERR_OPTION_TYPE', `signal is ${show(value)}, expected an AbortSignal`)
 }

@@ -1,4 +1,5 @@
 /** How the next token is chosen: options of a generation, checked, with the model's defaults filled in. Pure. */
+import { inspect } from 'node:util'
 import type { SamplingDefaults } from './config.ts'
 import { InputError } from './errors.ts'
 
@@ -32,10 +33,10 @@ export function samplingParameters(options: SamplingOptions, defaults: SamplingD
   const topP = options.topP ?? defaults.topP ?? 1
   const topK = options.topK ?? defaults.topK ?? 0
   const minP = options.minP ?? defaults.minP ?? 0
-  check('temperature', temperature, temperature >= 0 && temperature <= 1e6, 'a number from 0 (greedy) on')
-  check('topP', topP, topP > 0 && topP <= 1, 'a number above 0 and at most 1')
-  check('topK', topK, Number.isInteger(topK) && topK >= 0 && topK < 2 ** 31, 'a whole number, 0 for no limit')
-  check('minP', minP, minP >= 0 && minP <= 1, 'a number from 0 to 1')
+  check('temperature', temperature, x => x >= 0 && x <= 1e6, 'a number from 0 (greedy) on')
+  check('topP', topP, x => x > 0 && x <= 1, 'a number above 0 and at most 1')
+  check('topK', topK, x => Number.isInteger(x) && x >= 0 && x < 2 ** 31, 'a whole number, 0 for no limit')
+  check('minP', minP, x => x >= 0 && x <= 1, 'a number from 0 to 1')
   return { temperature, topP, topK, minP, seed: seedWords(options.seed) }
 }
 
@@ -44,13 +45,17 @@ function seedWords(seed: number | bigint | undefined): readonly [number, number]
     const words = crypto.getRandomValues(new Uint32Array(2))
     return [words[0]!, words[1]!]
   }
-  const whole = typeof seed === 'bigint' || Number.isSafeInteger(seed)
-  check('seed', seed, whole, 'a whole number of at most 2^53, or a bigint')
+  if (typeof seed !== 'bigint') check('seed', seed, Number.isSafeInteger, 'a whole number below 2^53, or a bigint')
   const bits = BigInt.asUintN(64, BigInt(seed))
   return [Number(bits & 0xffffffffn), Number(bits >> 32n)]
 }
 
-function check(name: string, value: unknown, holds: boolean, expected: string): void {
-  const kind = name === 'seed' || typeof value === 'number'
-  if (!holds || !kind) throw new InputError('ERR_OPTION_RANGE', `${name} is ${String(value)}, expected ${expected}`)
+function check(name: string, value: unknown, holds: (value: number) => boolean, expected: string): void {
+  if (typeof value === 'number' && holds(value)) return
+  throw new InputError('ERR_OPTION_RANGE', `${name} is ${show(value)}, expected ${expected}`)
+}
+
+/** A value for a message, whatever it is. */
+export function show(value: unknown): string {
+  return inspect(value, { breakLength: Number.POSITIVE_INFINITY, customInspect: false }).slice(0, 100)
 }

@@ -216,24 +216,27 @@ async function hiddenErrors(golden: Case, prompt: readonly number[], expected: F
 
 describe('the same bits', () => {
   const greedy = { temperature: 0, ignoreEos: true, maxTokens: 12 }
-  test.each(cases)('$name: in pages of 1, 5, 16 tokens and one page a sequence, alone and among others', async golden => {
-    const prompts = golden.prompts.map(one => one.prompt)
-    let expected: unknown
-    for (const pageSize of [16, 1, 5, 2 ** 20]) {
-      await using llama = await Llama.load(golden.folder, { pageSize, contextLength: 192, maxSequences: 8 })
-      expect(llama.stats().pages.size).toBe(Math.min(pageSize, 192))
-      const alone = []
-      for (const prompt of prompts) {
-        const { tokens, logprobs } = await llama.generate(prompt, greedy)
-        alone.push({ tokens, logprobs, logits: digest(await llama.logits(prompt)) })
+  test.each(cases)(
+    '$name: in pages of 1, 5, 16 tokens and one page a sequence, on 1 to 3 threads, alone and among others',
+    async golden => {
+      const prompts = golden.prompts.map(one => one.prompt)
+      let expected: unknown
+      for (const [pageSize, threads] of [[16], [1, 1], [5, 3], [2 ** 20, 2]] as const) {
+        await using llama = await Llama.load(golden.folder, { pageSize, threads, contextLength: 192, maxSequences: 8 })
+        expect(llama.stats().pages.size).toBe(Math.min(pageSize, 192))
+        const alone = []
+        for (const prompt of prompts) {
+          const { tokens, logprobs } = await llama.generate(prompt, greedy)
+          alone.push({ tokens, logprobs, logits: digest(await llama.logits(prompt)) })
+        }
+        expected ??= alone
+        expect(alone).toEqual(expected)
+        const together = await Promise.all([...prompts, ...prompts].map(prompt => llama.generate(prompt, greedy)))
+        const both = [...alone, ...alone].map(({ tokens, logprobs }) => ({ tokens, logprobs }))
+        expect(together.map(({ tokens, logprobs }) => ({ tokens, logprobs }))).toEqual(both)
       }
-      expected ??= alone
-      expect(alone).toEqual(expected)
-      const together = await Promise.all([...prompts, ...prompts].map(prompt => llama.generate(prompt, greedy)))
-      const both = [...alone, ...alone].map(({ tokens, logprobs }) => ({ tokens, logprobs }))
-      expect(together.map(({ tokens, logprobs }) => ({ tokens, logprobs }))).toEqual(both)
-    }
-  })
+    },
+  )
 })
 
 describe('held-out text', () => {

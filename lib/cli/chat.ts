@@ -4,6 +4,7 @@ import type { Message } from '../chat.ts'
 import { InputError, NumericError } from '../errors.ts'
 import type { Generation } from '../generation.ts'
 import type { Llama } from '../llama.ts'
+import type { Tokenizer } from '../tokenizer.ts'
 import { follow } from './follow.ts'
 import { Lines } from './lines.ts'
 import { load } from './load.ts'
@@ -50,17 +51,17 @@ export function addChat(program: Command, stop: Stop): void {
 }
 
 async function greet(llama: Llama, model: string): Promise<void> {
+  if (!llama.tokenizer) throw new InputError('ERR_PROMPT_TOKENIZER', `${model} has no tokenizer.json, which chat needs`)
   if (process.stdin.isTTY) note(`${model} on ${llama.device}, context of ${llama.contextLength} tokens; /help for help`)
-  if (!(await hasTemplate(llama, model))) {
-    warn("This model has no chat template, so it is a base model: it gets Llama 3's format, and may not answer to the point.")
+  if (!(await hasTemplate(model, llama.tokenizer))) {
+    warn("No chat template: probably a base model. It gets Llama 3's format and may not answer to the point.")
   }
 }
 
-async function hasTemplate(llama: Llama, model: string): Promise<boolean> {
+async function hasTemplate(model: string, tokenizer: Tokenizer): Promise<boolean> {
   if (model === 'demo') return false
-  if (!llama.tokenizer) return true // the first message says what is missing
   const { ChatTemplate } = await import('../index.ts')
-  return (await ChatTemplate.load(model, llama.tokenizer)).source !== undefined
+  return (await ChatTemplate.load(model, tokenizer)).source !== undefined
 }
 
 class Chat {

@@ -2,10 +2,10 @@
 import type { Command } from 'commander'
 import { inspect } from '../inspect.ts'
 import type { Llama } from '../llama.ts'
+import { version } from '../package.ts'
 import { follow, type Timing } from './follow.ts'
 import { load } from './load.ts'
 import { type LoadFlags, seed, whole } from './options.ts'
-import { version } from './package.ts'
 import type { Stop } from './stop.ts'
 import { duration, paint, Wrap } from './terminal.ts'
 
@@ -76,7 +76,7 @@ function describe({ config }: Llama): string {
 /** The prompt and what the model makes of it. */
 async function tell(llama: Llama, { prompt, seed, maxTokens }: Flags, stop: Stop): Promise<Timing> {
   const wrap = new Wrap(Math.min(stdout.columns || 80, 80))
-  stdout.write(bold(wrap.push(prompt)))
+  stdout.write(bold(wrap.push(prompt) + wrap.end()))
   const { timing } = await follow(llama.generate(prompt, { seed, maxTokens }), stop, text => stdout.write(wrap.push(text)))
   say(wrap.end())
   return timing

@@ -63,14 +63,14 @@ async function generate(model: string, prompt: string, flags: Flags, stop: Stop)
       const timings = { loadMilliseconds: milliseconds, firstTokenMilliseconds, tokensPerSecond }
       process.stdout.write(`${JSON.stringify({ ...completion, device: llama.device, timings })}\n`)
     } else if (process.stdout.isTTY && !last.endsWith('\n')) process.stdout.write('\n')
-    if (!flags.quiet) {
+    if (!flags.quiet && !stop.unread) {
       const { finishReason, usage } = completion
-      const prompted = `prompt ${usage.promptTokens}, ended by ${reasons[finishReason]}`
-      note(`${timing} (${prompted}; loaded in ${duration(milliseconds)}, ${llama.device})`)
+      note(`${timing}; ended by ${endings[finishReason]}`)
+      note(`prompt of ${usage.promptTokens} tokens, loaded in ${duration(milliseconds)}, ${llama.device}`)
     }
   } finally {
     await llama.close()
   }
 }
 
-const reasons = { stop: 'a stop token or text', length: 'its length', abort: 'Ctrl-C' } as const
+const endings = { stop: 'a stop token or text', length: 'the token limit', abort: 'Ctrl-C' } as const

@@ -3,9 +3,9 @@ import { join } from 'node:path'
 import type { Command } from 'commander'
 import { builtinConfigs, isBuiltinConfig, type LlamaConfig, readConfig } from '../config.ts'
 import { formatInspection, inspect } from '../inspect.ts'
+import { packageRoot } from '../package.ts'
 import { withHint } from './load.ts'
 import { whole } from './options.ts'
-import { packageFolder } from './package.ts'
 import { warn } from './terminal.ts'
 
 interface Flags {
@@ -41,7 +41,7 @@ export function addInspect(program: Command): void {
 async function configOf(model: string): Promise<LlamaConfig> {
   if (isBuiltinConfig(model)) return builtinConfigs[model]
   try {
-    return await readConfig(model === 'demo' ? join(packageFolder, 'lib', 'demo') : model)
+    return await readConfig(model === 'demo' ? join(packageRoot, 'lib', 'demo') : model)
   } catch (error) {
     throw withHint(error, model, names)
   }

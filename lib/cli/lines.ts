@@ -54,7 +54,7 @@ export class Lines {
   #listen(on: boolean): void {
     if (!this.#terminal || this.#closed) return
     process.stdin.setRawMode(on)
-    if (on) this.#readline.prompt()
+    if (on) this.#readline.prompt(true)
     else this.#readline.pause()
   }
 }

@@ -2,11 +2,11 @@
 /** The program `cria`. */
 import { inspect } from 'node:util'
 import { Command, CommanderError } from 'commander'
+import { version } from '../package.ts'
 import { addChat } from './chat.ts'
 import { addDemo } from './demo.ts'
 import { addGenerate } from './generate.ts'
 import { addInspect } from './inspect.ts'
-import { version } from './package.ts'
 import { Stop } from './stop.ts'
 import { paint } from './terminal.ts'
 
@@ -27,7 +27,6 @@ const stop = new Stop()
 const program = new Command('cria')
   .description('Llama 3 on NVIDIA GPUs, or the CPU, from Node.')
   .version(version)
-  .helpCommand(false)
   .showHelpAfterError('(--help says more)')
   .configureHelp({ helpWidth: Math.min(process.stdout.columns || 100, 100) })
   .exitOverride()
@@ -55,7 +54,4 @@ try {
 } catch (error) {
   if (!stop.signal.aborted) process.exitCode = report(error)
 }
-if (stop.signal.aborted) {
-  if (stop.failure) report(stop.failure)
-  process.exitCode = stop.exitCode
-}
+if (stop.signal.aborted) process.exitCode = stop.exitCode ?? report(stop.signal.reason)

@@ -2,6 +2,7 @@
 
 /** Exit code of a program that Ctrl-C ended: 128 + SIGINT. */
 const interrupted = 130
+const interruption = new Error('interrupted')
 
 export class Stop {
   readonly #controller = new AbortController()
@@ -22,7 +23,7 @@ export class Stop {
   interrupt(): void {
     if (this.#handler) this.#handler()
     else if (this.signal.aborted) process.exit(interrupted)
-    else this.#controller.abort(new Error('interrupted'))
+    else this.#controller.abort(interruption)
   }
 
   /** From now on Ctrl-C only calls this; undefined: it ends the program again. */
@@ -41,15 +42,14 @@ export class Stop {
     }
   }
 
-  /** What stdout failed with, except that its reader has left, which is no failure. */
-  get failure(): Error | undefined {
-    const { aborted, reason } = this.signal
-    return aborted && reason.message !== 'interrupted' && reason.code !== 'EPIPE' ? reason : undefined
+  /** Nobody reads stdout any more, which is no failure. */
+  get unread(): boolean {
+    return this.signal.reason?.code === 'EPIPE'
   }
 
-  /** For a program that was aborted. */
-  get exitCode(): number {
-    if (this.failure) return 1
-    return this.signal.reason.code === 'EPIPE' ? 0 : interrupted
+  /** For a program that was aborted; undefined when stdout failed, and signal.reason says how. */
+  get exitCode(): number | undefined {
+    if (this.unread) return 0
+    return this.signal.reason === interruption ? interrupted : undefined
   }
 }

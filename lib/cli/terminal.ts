@@ -33,7 +33,7 @@ export class Progress {
   update(bytes: number, total: number): void {
     const percent = Math.floor((100 * bytes) / total)
     if (percent === this.#shown) return
-    if (process.stderr.isTTY) this.#bar(percent, bytes, total)
+    if (process.stderr.isTTY) this.#bar(percent, total)
     else if (this.#shown >= 0 || performance.now() - this.#started < delay) return
     else note(`${this.#label}: ${percent}% of ${size(total)} so far`)
     this.#shown = percent
@@ -44,13 +44,13 @@ export class Progress {
     if (process.stderr.isTTY && this.#shown >= 0) process.stderr.write('\r\x1b[K')
   }
 
-  #bar(percent: number, bytes: number, total: number): void {
+  #bar(percent: number, total: number): void {
     const width = 24
     const full = Math.round((width * percent) / 100)
     const bar = '█'.repeat(full) + paint(process.stderr, 'dim', '░'.repeat(width - full))
     const room = Math.max(8, (process.stderr.columns ?? 80) - width - 30)
     const label = this.#label.length > room ? `${this.#label.slice(0, room - 3)}...` : this.#label
-    process.stderr.write(`\r\x1b[K${label} ${bar} ${percent}% of ${size(total)}${bytes < total ? '' : ' '}`)
+    process.stderr.write(`\r\x1b[K${label} ${bar} ${percent}% of ${size(total)}`)
   }
 }
 

@@ -43,13 +43,16 @@ Napi::Value open(const Napi::CallbackInfo& info) {
     if (name == "simt")
       fail("ERR_DEVICE_UNAVAILABLE", "device simt: this build of cria has no simt plug-in; 'cpu' is available");
     if (name != "cpu")
-      fail("ERR_DEVICE_UNKNOWN", "device is \"", name, "\", expected 'auto', 'cpu' or 'cuda:0' (the number of the GPU)");
+      fail("ERR_DEVICE_UNKNOWN", "device is \"", name,
+           "\", expected 'auto', 'cpu' or 'cuda:0' (the number of the GPU)");
 
     CpuOptions cpu;
-    if (!options.Get("threads").IsUndefined()) cpu.threads = int(whole_number(options.Get("threads"), "threads", 1, 1024));
+    if (!options.Get("threads").IsUndefined())
+      cpu.threads = int(whole_number(options.Get("threads"), "threads", 1, 1024));
     if (!options.Get("activations").IsUndefined()) {
       cpu.activation = dtype_from(options.Get("activations"), "activations");
-      if (cpu.activation != DType::bf16 && cpu.activation != DType::f32) fail("ERR_ARGUMENT", "activations is ", name_of(cpu.activation), ", expected bf16 or f32");
+      if (cpu.activation != DType::bf16 && cpu.activation != DType::f32)
+        fail("ERR_ARGUMENT", "activations is ", name_of(cpu.activation), ", expected bf16 or f32");
     }
     if (const char* isa = std::getenv("CRIA_CPU")) cpu.isa = isa;
     auto device = std::make_shared<OpenDevice>(env, open_cpu(cpu));

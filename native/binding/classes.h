@@ -65,8 +65,8 @@ struct TensorHandle {
 
 struct WeightHandle {
   SharedDevice device;
-  SharedWeight weight;          // null when the element type is not bf16
-  std::string dtype;            // as the file says: BF16, F16, ...
+  SharedWeight weight;  // null when the element type is not bf16
+  std::string dtype;    // as the file says: BF16, F16, ...
   std::vector<int64_t> shape;
   std::string file;
 };
@@ -85,8 +85,10 @@ class Wrapped : public Napi::ObjectWrap<Self> {
  public:
   explicit Wrapped(const Napi::CallbackInfo& info) : Napi::ObjectWrap<Self>(info) {
     if (info.Length() != 1 || !info[0].IsExternal())
-      throw Napi::Error(info.Env(), to_js(info.Env(), std::make_exception_ptr(
-                                                          Error("ERR_ARGUMENT", concat("a ", Self::kName, " is made by open() and what it returns")))));
+      throw Napi::Error(
+          info.Env(),
+          to_js(info.Env(), std::make_exception_ptr(Error(
+                                "ERR_ARGUMENT", concat("a ", Self::kName, " is made by open() and what it returns")))));
     info.This().As<Napi::Object>().TypeTag(&Self::kTag);
   }
   // nullptr when the value is something else.

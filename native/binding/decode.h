@@ -18,8 +18,7 @@ class Arguments {
     const WeightClass* w = WeightClass::from(at(i));
     if (!w) wrong(name, "a Weight", at(i));
     if (w->handle->device != device_) fail("ERR_ARGUMENT", function_, ": ", name, " belongs to another device");
-    if (!w->handle->weight)
-      fail("ERR_DTYPE", function_, ": ", name, " is ", w->handle->dtype, ", expected BF16");
+    if (!w->handle->weight) fail("ERR_DTYPE", function_, ": ", name, " is ", w->handle->dtype, ", expected BF16");
     keep_.push_back(w->handle->weight);
     return w->handle->weight->view();
   }
@@ -51,8 +50,7 @@ class Arguments {
     const TensorHandle& h = *t->handle;
     if (h.device != device_) fail("ERR_ARGUMENT", function_, ": ", name, " belongs to another device");
     if (h.state == TensorHandle::State::recorded) {
-      if (h.recording != recording_)
-        fail("ERR_ARGUMENT", function_, ": ", name, " belongs to another recording");
+      if (h.recording != recording_) fail("ERR_ARGUMENT", function_, ": ", name, " belongs to another recording");
       return h.tensor;
     }
     if (h.state == TensorHandle::State::result && recording_)

@@ -39,14 +39,16 @@ Napi::Value DeviceClass::tensor(const Napi::CallbackInfo& info) {
     Tensor& t = handle->tensor;
     t.dtype = dtype_from(info[0], "tensor: dtype");
     const Napi::Array shape = info[1].IsArray() ? info[1].As<Napi::Array>() : Napi::Array::New(info.Env());
-    if (shape.Length() < 1 || shape.Length() > 4) fail("ERR_ARGUMENT", "tensor: shape has ", shape.Length(), " axes, expected 1 to 4");
+    if (shape.Length() < 1 || shape.Length() > 4)
+      fail("ERR_ARGUMENT", "tensor: shape has ", shape.Length(), " axes, expected 1 to 4");
     double count = 1;
     for (uint32_t i = 0; i < shape.Length(); i++) {
       t.dims[i] = whole_number(shape.Get(i), concat("tensor: shape[", i, "]"), 1, 9007199254740991.0);
       count *= double(t.dims[i]);
     }
     t.rank = int(shape.Length());
-    if (count * 4 > 9007199254740991.0) fail("ERR_OUT_OF_MEMORY", "tensor: ", shape_text(t), " has more than 2^53 bytes");
+    if (count * 4 > 9007199254740991.0)
+      fail("ERR_OUT_OF_MEMORY", "tensor: ", shape_text(t), " has more than 2^53 bytes");
     handle->buffer = d.allocate(t.bytes());
     t.data = handle->buffer->data;
     return TensorClass::make(Addon::of(info.Env()).tensor, handle);
@@ -81,8 +83,8 @@ Napi::Value DeviceClass::read(const Napi::CallbackInfo& info) {
     Arguments a("read", info, device, keep);
     const Tensor from = a.tensor(0, "from");
     const View into = view_of(info[1], from, "read");
-    auto* request = new Request{Napi::Promise::Deferred::New(info.Env()), Napi::Persistent(info[1].As<Napi::Object>()), from,
-                                std::vector<std::byte>(into.bytes), device};
+    auto* request = new Request{Napi::Promise::Deferred::New(info.Env()), Napi::Persistent(info[1].As<Napi::Object>()),
+                                from, std::vector<std::byte>(into.bytes), device};
     const Napi::Promise promise = request->deferred.Promise();
     device->js->wait(info.Env());
     d.read(from.data, std::move(keep.front()), request->bytes.data(), into.bytes,
@@ -93,7 +95,8 @@ Napi::Value DeviceClass::read(const Napi::CallbackInfo& info) {
                try {
                  if (failure) std::rethrow_exception(failure);
                  const View now = view_of(r->into.Value(), r->tensor, "read");
-                 if (now.bytes != r->bytes.size()) fail("ERR_ARGUMENT", "read: the array was detached or resized meanwhile");
+                 if (now.bytes != r->bytes.size())
+                   fail("ERR_ARGUMENT", "read: the array was detached or resized meanwhile");
                  if (now.bytes) std::memcpy(now.data, r->bytes.data(), now.bytes);
                  r->deferred.Resolve(r->into.Value());
                } catch (...) {
@@ -125,7 +128,8 @@ Napi::Value DeviceClass::stack(const Napi::CallbackInfo& info) {
       const SharedWeight& part = WeightClass::from(info[i])->handle->weight;
       if (w.rank != 2) fail("ERR_SHAPE", "stack: ", name, " is a vector [", w.cols, "], expected a matrix");
       if (!parts.empty() && parts.front()->cols != w.cols)
-        fail("ERR_SHAPE", "stack: ", name, " is [", w.rows, ", ", w.cols, "], expected ", parts.front()->cols, " columns as in part 0");
+        fail("ERR_SHAPE", "stack: ", name, " is [", w.rows, ", ", w.cols, "], expected ", parts.front()->cols,
+             " columns as in part 0");
       parts.push_back(part);
     }
     if (parts.empty()) fail("ERR_ARGUMENT", "stack: no parts, expected at least one Weight");
@@ -144,14 +148,16 @@ Napi::Value DeviceClass::random(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value {
     Device& d = device->use();
     const Napi::Array shape = info[0].IsArray() ? info[0].As<Napi::Array>() : Napi::Array::New(info.Env());
-    if (shape.Length() < 1 || shape.Length() > 2) fail("ERR_ARGUMENT", "random: shape has ", shape.Length(), " axes, expected 1 or 2");
+    if (shape.Length() < 1 || shape.Length() > 2)
+      fail("ERR_ARGUMENT", "random: shape has ", shape.Length(), " axes, expected 1 or 2");
     auto handle = std::make_shared<WeightHandle>();
     handle->device = device;
     for (uint32_t i = 0; i < shape.Length(); i++)
       handle->shape.push_back(whole_number(shape.Get(i), concat("random: shape[", i, "]"), 1, 2147483647.0));
     const auto seed = uint64_t(whole_number(info[1], "random: seed", 0, 9007199254740991.0));
     const double std = info[2].IsNumber() ? info[2].As<Napi::Number>().DoubleValue() : -1;
-    if (!(std >= 0 && std < 1e30)) fail("ERR_ARGUMENT", "random: std is ", info[2].ToString().Utf8Value(), ", expected a number from 0 on");
+    if (!(std >= 0 && std < 1e30))
+      fail("ERR_ARGUMENT", "random: std is ", info[2].ToString().Utf8Value(), ", expected a number from 0 on");
     const bool vector = handle->shape.size() == 1;
     const int64_t rows = vector ? 1 : handle->shape[0], cols = handle->shape.back();
     SharedWeight weight = d.random(rows, cols, seed, float(std));
@@ -176,7 +182,8 @@ void DeviceClass::copy_pages(const Napi::CallbackInfo& info) {
         info[1].As<Napi::Int32Array>().ElementLength() != info[2].As<Napi::Int32Array>().ElementLength())
       fail("ERR_ARGUMENT", "copyPages: expected (kv layers, Int32Array from, Int32Array to) with arrays of one length");
     const auto from = info[1].As<Napi::Int32Array>(), to = info[2].As<Napi::Int32Array>();
-    const std::vector<int32_t> sources(from.Data(), from.Data() + from.ElementLength()), targets(to.Data(), to.Data() + to.ElementLength());
+    const std::vector<int32_t> sources(from.Data(), from.Data() + from.ElementLength()),
+        targets(to.Data(), to.Data() + to.ElementLength());
     Keep keep;
     Arguments a("copyPages", info, device, keep);
     std::vector<Tensor> caches;
@@ -234,12 +241,14 @@ Napi::Value DeviceClass::record(const Napi::CallbackInfo& info) {
     } end{recorder};
 
     const Napi::Value returned = info[0].As<Napi::Function>().Call({js_recorder});
-    if (returned.IsPromise()) fail("ERR_ARGUMENT", "record: body returned a promise, but a recording ends when the body returns");
+    if (returned.IsPromise())
+      fail("ERR_ARGUMENT", "record: body returned a promise, but a recording ends when the body returns");
     std::vector<std::shared_ptr<TensorHandle>> results;
     collect(returned, results, 4);
     std::vector<int> values;
     for (const auto& h : results) {
-      if (h->recording != recorder.recording.get()) fail("ERR_ARGUMENT", "record: body returned a tensor of another recording");
+      if (h->recording != recorder.recording.get())
+        fail("ERR_ARGUMENT", "record: body returned a tensor of another recording");
       values.push_back(h->tensor.value);
     }
     std::pair<SharedDevice, std::shared_ptr<Program>> made{

@@ -8,8 +8,8 @@
 
 namespace cria {
 
-// The JavaScript error for an exception: made by the function that lib/native.ts registered, so that users get its typed
-// classes; a plain Error with a `code` before that.
+// The JavaScript error for an exception: made by the function that lib/native.ts registered, so that users get its
+// typed classes; a plain Error with a `code` before that.
 Napi::Value to_js(Napi::Env env, std::exception_ptr error);
 
 // Runs the body of a function that JavaScript called; anything thrown becomes a JavaScript exception.

@@ -99,7 +99,9 @@ void settle(Napi::Env env, Load* raw) {
   load->js.done(env);
   if (!load->signal.IsEmpty()) {
     const Napi::Object signal = load->signal.Value();
-    signal.Get("removeEventListener").As<Napi::Function>().Call(signal, {Napi::String::New(env, "abort"), load->on_abort.Value()});
+    signal.Get("removeEventListener")
+        .As<Napi::Function>()
+        .Call(signal, {Napi::String::New(env, "abort"), load->on_abort.Value()});
   }
   try {
     if (!load->reason.IsEmpty()) {
@@ -129,7 +131,8 @@ Napi::Value load_weights(const Napi::CallbackInfo& info, SharedDevice device) {
   }
   if (info[1].IsObject()) {
     const Napi::Object options = info[1].As<Napi::Object>();
-    if (options.Get("onProgress").IsFunction()) load->on_progress = Napi::Persistent(options.Get("onProgress").As<Napi::Function>());
+    if (options.Get("onProgress").IsFunction())
+      load->on_progress = Napi::Persistent(options.Get("onProgress").As<Napi::Function>());
     if (options.Get("signal").IsObject()) {
       const Napi::Object signal = options.Get("signal").As<Napi::Object>();
       if (signal.Get("aborted").ToBoolean()) {
@@ -141,7 +144,9 @@ Napi::Value load_weights(const Napi::CallbackInfo& info, SharedDevice device) {
         l->reason = Napi::Reference<Napi::Value>::New(l->signal.Value().Get("reason"), 1);
         l->cancelled = true;
       }));
-      signal.Get("addEventListener").As<Napi::Function>().Call(signal, {Napi::String::New(env, "abort"), load->on_abort.Value()});
+      signal.Get("addEventListener")
+          .As<Napi::Function>()
+          .Call(signal, {Napi::String::New(env, "abort"), load->on_abort.Value()});
     }
   }
   Load* const l = load.release();

@@ -8,10 +8,11 @@ ProgramClass::ProgramClass(const Napi::CallbackInfo& info) : Wrapped(info) {
 }
 
 Napi::Function ProgramClass::define(Napi::Env env) {
-  return DefineClass(env, kName,
-                     {InstanceAccessor<&ProgramClass::get_outputs>("outputs"), InstanceAccessor<&ProgramClass::cost>("cost"),
-                      InstanceAccessor<&ProgramClass::memory>("memory"), InstanceMethod<&ProgramClass::run>("run"),
-                      InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
+  return DefineClass(
+      env, kName,
+      {InstanceAccessor<&ProgramClass::get_outputs>("outputs"), InstanceAccessor<&ProgramClass::cost>("cost"),
+       InstanceAccessor<&ProgramClass::memory>("memory"), InstanceMethod<&ProgramClass::run>("run"),
+       InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 
 Napi::Value ProgramClass::get_outputs(const Napi::CallbackInfo&) { return outputs.Get("value"); }
@@ -23,12 +24,14 @@ Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
     Napi::Array costs = Napi::Array::New(info.Env(), commands.size());
     for (size_t i = 0; i < commands.size(); i++) {
       Napi::Object cost = Napi::Object::New(info.Env());
-      std::visit([&](const auto& op) {
-        const Cost c = op.cost();
-        cost.Set("op", op.name);
-        cost.Set("bytes", c.bytes);
-        cost.Set("flops", c.flops);
-      }, commands[i]);
+      std::visit(
+          [&](const auto& op) {
+            const Cost c = op.cost();
+            cost.Set("op", op.name);
+            cost.Set("bytes", c.bytes);
+            cost.Set("flops", c.flops);
+          },
+          commands[i]);
       costs.Set(uint32_t(i), cost);
     }
     return costs;

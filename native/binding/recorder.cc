@@ -34,39 +34,53 @@ Napi::Object RecorderClass::result(Napi::Env env, const Tensor& tensor) {
 }
 
 // Decodes into `op` and appends it; what was kept for a call that fails is let go.
-#define CRIA_RECORD(OP, DECODE)                                                                                 \
-  return guard(info.Env(), [&]() -> Napi::Value {                                                               \
-    if (ended) fail("ERR_CLOSED", OP::name, ": the recording has ended");                                       \
-    const size_t kept = keep.size();                                                                            \
-    OP op;                                                                                                      \
-    try {                                                                                                       \
-      Arguments a(OP::name, info, device, keep, recording.get());                                               \
-      DECODE;                                                                                                   \
-      recording->add(op);                                                                                       \
-    } catch (...) {                                                                                             \
-      keep.resize(kept);                                                                                        \
-      throw;                                                                                                    \
-    }                                                                                                           \
-    return results(info.Env(), op, [&](const Tensor& t) { return result(info.Env(), t); });                     \
+#define CRIA_RECORD(OP, DECODE)                                                             \
+  return guard(info.Env(), [&]() -> Napi::Value {                                           \
+    if (ended) fail("ERR_CLOSED", OP::name, ": the recording has ended");                   \
+    const size_t kept = keep.size();                                                        \
+    OP op;                                                                                  \
+    try {                                                                                   \
+      Arguments a(OP::name, info, device, keep, recording.get());                           \
+      DECODE;                                                                               \
+      recording->add(op);                                                                   \
+    } catch (...) {                                                                         \
+      keep.resize(kept);                                                                    \
+      throw;                                                                                \
+    }                                                                                       \
+    return results(info.Env(), op, [&](const Tensor& t) { return result(info.Env(), t); }); \
   })
 
 namespace {
 
 // What each op returns to JavaScript: its one output, or an object of them.
 template <class Make>
-Napi::Value results(Napi::Env, const Embed& op, Make make) { return make(op.x); }
+Napi::Value results(Napi::Env, const Embed& op, Make make) {
+  return make(op.x);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const RmsNorm& op, Make make) { return make(op.y); }
+Napi::Value results(Napi::Env, const RmsNorm& op, Make make) {
+  return make(op.y);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const Linear& op, Make make) { return make(op.y); }
+Napi::Value results(Napi::Env, const Linear& op, Make make) {
+  return make(op.y);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const RopeAppend& op, Make make) { return make(op.q); }
+Napi::Value results(Napi::Env, const RopeAppend& op, Make make) {
+  return make(op.q);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const Attention& op, Make make) { return make(op.y); }
+Napi::Value results(Napi::Env, const Attention& op, Make make) {
+  return make(op.y);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const Swiglu& op, Make make) { return make(op.y); }
+Napi::Value results(Napi::Env, const Swiglu& op, Make make) {
+  return make(op.y);
+}
 template <class Make>
-Napi::Value results(Napi::Env, const SelectRows& op, Make make) { return make(op.y); }
+Napi::Value results(Napi::Env, const SelectRows& op, Make make) {
+  return make(op.y);
+}
 template <class Make>
 Napi::Value results(Napi::Env env, const Sample& op, Make make) {
   Napi::Object sampled = Napi::Object::New(env);
@@ -105,7 +119,8 @@ Napi::Value RecorderClass::linear(const Napi::CallbackInfo& info) {
       const Napi::Object options = a.object(2, "options");
       op.add = a.optional_field(options, "add", "add");
       const Napi::Value as = options.Get("as");
-      if (!as.IsUndefined() && !(as.IsString() && as.As<Napi::String>().Utf8Value() == "f32")) a.wrong("as", "'f32'", as);
+      if (!as.IsUndefined() && !(as.IsString() && as.As<Napi::String>().Utf8Value() == "f32"))
+        a.wrong("as", "'f32'", as);
       op.f32 = as.IsString();
     }
   });

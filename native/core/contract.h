@@ -37,8 +37,7 @@ class Check {
 
   void in(const char* name, Tensor& t, DType dtype, Axes axes) {
     if (!t) fail("ERR_ARGUMENT", op_, ": ", name, " is missing, expected ", text(axes));
-    if (t.dtype != dtype)
-      fail("ERR_DTYPE", op_, ": ", name, " is ", name_of(t.dtype), ", expected ", name_of(dtype));
+    if (t.dtype != dtype) fail("ERR_DTYPE", op_, ": ", name, " is ", name_of(t.dtype), ", expected ", name_of(dtype));
     bind(name, t.dims.data(), t.rank, axes);
     if (!rows_ && t.rows.kind != Rows::Kind::all) rows_ = &t.rows;
   }
@@ -50,7 +49,8 @@ class Check {
     if (w.rank == 0) fail("ERR_ARGUMENT", op_, ": ", name, " is missing, expected ", text(axes));
     bind(name, dims, w.rank, axes);
   }
-  // An axis that follows from others: derive("hidden", axis("gateUp") / 2, "gateUp = 2 hidden", axis("gateUp") % 2 == 0)
+  // An axis that follows from others: derive("hidden", axis("gateUp") / 2, "gateUp = 2 hidden", axis("gateUp") % 2 ==
+  // 0)
   void derive(const char* name, int64_t size, const char* rule, bool holds) {
     if (!holds || size <= 0) fail("ERR_SHAPE", op_, ": ", describe(), " does not fit: ", rule);
     set("", name, size);
@@ -114,8 +114,8 @@ class Check {
       const int64_t size = dims[i++];
       const Axis* known = find(axis_name);
       if (known && known->size != size)
-        fail("ERR_SHAPE", op_, ": ", name, " is ", found, ", expected ", text(axes), " = ", text_sizes(axes), ", because ",
-             axis_name, " is ", known->size, known->from.empty() ? "" : " in " + known->from);
+        fail("ERR_SHAPE", op_, ": ", name, " is ", found, ", expected ", text(axes), " = ", text_sizes(axes),
+             ", because ", axis_name, " is ", known->size, known->from.empty() ? "" : " in " + known->from);
       set(concat(name, " ", found), axis_name, size);
     }
   }

@@ -56,7 +56,8 @@ class CpuDevice final : public Device {
     enqueue(std::move(task));
   }
 
-  SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols, std::shared_ptr<const void> owner) override {
+  SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols,
+                     std::shared_ptr<const void> owner) override {
     auto w = std::make_shared<WeightBlocks>();
     *w = {{{data, rows}}, rank, rows, cols, {std::move(owner)}};
     return w;
@@ -79,7 +80,8 @@ class CpuDevice final : public Device {
     auto program = std::make_shared<CpuProgram>();
     place(*program, recording, results, host_memory);
     program->keep = std::move(keep);
-    for (const Command& c : program->commands[0]) program->workspace = std::max(program->workspace, isa_.workspace(c, threads_));
+    for (const Command& c : program->commands[0])
+      program->workspace = std::max(program->workspace, isa_.workspace(c, threads_));
     return program;
   }
 
@@ -90,14 +92,17 @@ class CpuDevice final : public Device {
         scratch_ = host_memory(keep->workspace);
         scratch_bytes_ = keep->workspace;
       }
-      std::atomic<size_t> last{commands.size()};  // worker 0 lowers it when the device is closing; all see it behind the barrier
-      team.run([&](Worker& w) {
-        for (size_t i = 0; i < last; i++) {
-          isa_.run(commands[i], w);
-          if (w.index == 0 && closing_) last = i + 1;
-          w.barrier();
-        }
-      }, scratch_ ? static_cast<std::byte*>(scratch_->data) : nullptr);
+      std::atomic<size_t> last{
+          commands.size()};  // worker 0 lowers it when the device is closing; all see it behind the barrier
+      team.run(
+          [&](Worker& w) {
+            for (size_t i = 0; i < last; i++) {
+              isa_.run(commands[i], w);
+              if (w.index == 0 && closing_) last = i + 1;
+              w.barrier();
+            }
+          },
+          scratch_ ? static_cast<std::byte*>(scratch_->data) : nullptr);
     }});
   }
 
@@ -198,7 +203,8 @@ SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float 
           z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
           z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
           z ^= z >> 31;
-          const int32_t sum = int32_t(z & 0xffff) + int32_t(z >> 16 & 0xffff) + int32_t(z >> 32 & 0xffff) + int32_t(z >> 48);
+          const int32_t sum =
+              int32_t(z & 0xffff) + int32_t(z >> 16 & 0xffff) + int32_t(z >> 32 & 0xffff) + int32_t(z >> 48);
           data[i] = bf16(float(sum - 2 * 65535) * scale);
         }
     });
@@ -226,9 +232,12 @@ void CpuDevice::measure(Ceilings* result, Done done) {
       return seconds;
     };
     best([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
-    result->copy = 2.0 * double(used) * sizeof(float) / best([&](int64_t begin) { loops.copy(from + kFloats + begin, from + begin, share); });
-    result->read = double(used) * sizeof(float) / best([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
-    result->flops = loops.flops_per_round * double(kRounds) * team.size() / best([&](int64_t) { sink = sink + loops.multiply(kRounds); });
+    result->copy = 2.0 * double(used) * sizeof(float) /
+                   best([&](int64_t begin) { loops.copy(from + kFloats + begin, from + begin, share); });
+    result->read =
+        double(used) * sizeof(float) / best([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
+    result->flops = loops.flops_per_round * double(kRounds) * team.size() /
+                    best([&](int64_t) { sink = sink + loops.multiply(kRounds); });
   }};
   task.done = std::move(done);
   enqueue(std::move(task));

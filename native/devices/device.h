@@ -1,4 +1,5 @@
-// device.h - what every device can do. cpu is built in; cuda and simt are plug-in libraries that implement the same class.
+// device.h - what every device can do. cpu is built in; cuda and simt are plug-in libraries that implement the same
+// class.
 //
 // A device is a stream: run, write, random and read take effect in the order of the calls and none of them waits.
 // Methods are called from one thread. A failure is kept and given to the next read; a device that failed stays failed.
@@ -64,7 +65,8 @@ class Device {
   virtual void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) = 0;
 
   // Rows of parts as one weight. Parts come from adopt, random or stack.
-  virtual SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols, std::shared_ptr<const void> owner) = 0;
+  virtual SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols,
+                             std::shared_ptr<const void> owner) = 0;
   virtual SharedWeight stack(const std::vector<SharedWeight>& parts) = 0;
   virtual SharedWeight random(int64_t rows, int64_t cols, uint64_t seed, float std) = 0;
 

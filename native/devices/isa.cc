@@ -21,14 +21,14 @@ CRIA_ISA_NAMESPACE(avx512bf16)
 
 namespace {
 
-#define CRIA_ISA_ENTRY(isa, supported)                                                                      \
-  Isa {                                                                                                     \
-    #isa, [] { return bool(supported); },                                                                   \
-        [](const Command& c, Worker& w) { std::visit([&](const auto& op) { isa::run(op, w); }, c); },       \
-        [](const Command& c, int threads) {                                                                 \
-          return std::visit([&](const auto& op) { return isa::workspace(op, threads); }, c);                \
-        },                                                                                                  \
-        isa::ceiling_loops                                                                                  \
+#define CRIA_ISA_ENTRY(isa, supported)                                                                \
+  Isa {                                                                                               \
+    #isa, [] { return bool(supported); },                                                             \
+        [](const Command& c, Worker& w) { std::visit([&](const auto& op) { isa::run(op, w); }, c); }, \
+        [](const Command& c, int threads) {                                                           \
+          return std::visit([&](const auto& op) { return isa::workspace(op, threads); }, c);          \
+        },                                                                                            \
+        isa::ceiling_loops                                                                            \
   }
 
 #if defined(__x86_64__)

@@ -16,7 +16,8 @@ struct Isa {
   CeilingLoops (*ceilings)();
 };
 
-// The best supported one, or the one named (scalar, avx2, avx512, avx512bf16). ERR_DEVICE_UNSUPPORTED names the choices.
+// The best supported one, or the one named (scalar, avx2, avx512, avx512bf16). ERR_DEVICE_UNSUPPORTED names the
+// choices.
 const Isa& choose_isa(const std::string& name);
 
 }  // namespace cria

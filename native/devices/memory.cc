@@ -1,4 +1,5 @@
-// memory.cc - large buffers come from mmap: untouched pages cost nothing, so a cache for a full context is free until used.
+// memory.cc - large buffers come from mmap: untouched pages cost nothing, so a cache for a full context is free until
+// used.
 #include "memory.h"
 
 #include <sys/mman.h>

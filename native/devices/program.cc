@@ -30,11 +30,13 @@ void place(Program& program, const Recording& recording, const std::vector<int>&
     }
     program.commands[copy] = recording.commands();
     for (Command& command : program.commands[copy])
-      std::visit([&](auto& op) {
-        each_tensor(op, [&](Tensor& t, bool) {
-          if (t.value >= 0) t.data = address[size_t(t.value)];
-        });
-      }, command);
+      std::visit(
+          [&](auto& op) {
+            each_tensor(op, [&](Tensor& t, bool) {
+              if (t.value >= 0) t.data = address[size_t(t.value)];
+            });
+          },
+          command);
   }
 }
 

@@ -29,8 +29,8 @@ constexpr int64_t kSegmentBytes = 4096;
 // Tokens in a panel of x. A segment of all of them shall stay in L2: 0.6 MB where AVX-512 machines have 1 or 2.
 constexpr int64_t kChunk = kLanes == 16 ? 144 : 96;
 
-// Up to here both operands are converted in every tile, which costs less than the panels do (measured: the same at 16).
-constexpr int64_t kFew = 12;
+// Up to here both operands are converted in every tile, which costs less than preparing panels (measured).
+constexpr int64_t kFew = kLanes == 16 ? 12 : 6;
 
 // Weight rows that a thread takes at once. Few tokens: short, so that all threads end together (2048 x 2048 on two
 // threads: 32 units each). Many: long, as a segment of x comes into L2 once a unit, but several units for every thread.

@@ -191,12 +191,11 @@ describe('what a file may leave out, add or say twice', () => {
     expect(defaults({})).toEqual(greedy)
     expect(defaults({ temperature: 0.6, top_p: 0.9 })).toEqual({ ...greedy, topP: 0.9 })
     expect(defaults({ do_sample: true })).toEqual({ doSample: true, temperature: 1 })
-    expect(defaults({ do_sample: true, temperature: 0.5, top_k: 40, min_p: 0.05, repetition_penalty: 1.1 })).toEqual({
+    expect(defaults({ do_sample: true, temperature: 0.5, top_k: 40, min_p: 0.05 })).toEqual({
       doSample: true,
       temperature: 0.5,
       topK: 40,
       minP: 0.05,
-      repetitionPenalty: 1.1,
     })
     expect(defaults({ do_sample: true, top_k: 0 })).not.toHaveProperty('topK')
   })
@@ -315,7 +314,6 @@ describe('bad configs', () => {
     [{ top_p: 1.5 }, 'top_p is 1.5'],
     [{ top_k: 2.5 }, 'top_k is 2.5'],
     [{ min_p: -0.1 }, 'min_p is -0.1'],
-    [{ repetition_penalty: 0 }, 'repetition_penalty is 0'],
   ])('generation_config.json %j', (generation, inMessage) => {
     const error = errorOf(() => parseConfig({ ...llama31, bos_token_id: null }, generation))
     expect(error.code).toBe('ERR_CONFIG_FIELD')

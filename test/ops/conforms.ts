@@ -7,7 +7,19 @@ import { afterAll, beforeAll, describe, test } from '@jest/globals'
 import type { BF16, Device, DeviceName, DeviceTensor, DType, F32, Recorder, StepInputs, Weight } from '../../binding.d.ts'
 import { devices, open } from '../../lib/native.ts'
 import { safetensors } from '../lib/safetensors_files.ts'
-import { bf16Bits, closeBf16, closeF32, fromBf16, hash, Random, roundBf16, sameBits, type Values } from './numbers.ts'
+import {
+  bf16Bits,
+  closeBf16,
+  closeF32,
+  fill,
+  fromBf16,
+  fround,
+  hash,
+  Random,
+  roundBf16,
+  sameBits,
+  type Values,
+} from './numbers.ts'
 
 export interface Configuration {
   readonly device: DeviceName
@@ -117,7 +129,7 @@ export class Lab {
 
   /** The values as this device keeps activations: what tests compute references from. */
   round(values: ArrayLike<number>): Values {
-    return Float64Array.from(values, this.mode === 'bf16' ? roundBf16 : Math.fround)
+    return fill(new Float64Array(values.length), values, this.mode === 'bf16' ? roundBf16 : fround)
   }
   fill<D extends DType>(dtype: D, shape: readonly number[], values: ArrayLike<number>): DeviceTensor<D> {
     const tensor = this.device.tensor(dtype, shape)
@@ -125,12 +137,13 @@ export class Lab {
     return tensor
   }
   rewrite(tensor: DeviceTensor, values: ArrayLike<number>): void {
-    const array = { bf16: () => Uint16Array.from(values, bf16Bits), f32: () => Float32Array.from(values) }
-    const whole = { i32: () => Int32Array.from(values), u32: () => Uint32Array.from(values) }
+    const n = values.length
+    const array = { bf16: () => fill(new Uint16Array(n), values, bf16Bits), f32: () => fill(new Float32Array(n), values) }
+    const whole = { i32: () => fill(new Int32Array(n), values), u32: () => fill(new Uint32Array(n), values) }
     this.device.write(tensor, { ...array, ...whole }[tensor.dtype]())
   }
   f32(shape: readonly number[], values: ArrayLike<number>): Filled<'f32'> {
-    const rounded = Float64Array.from(values, Math.fround)
+    const rounded = fill(new Float64Array(values.length), values, fround)
     return { tensor: this.fill('f32', shape, rounded), values: rounded }
   }
   i32(values: ArrayLike<number>, shape: readonly number[] = [values.length]): DeviceTensor<'i32'> {
@@ -167,9 +180,9 @@ export class Lab {
   }
   async values(tensor: DeviceTensor): Promise<Values> {
     const bits = await this.bits(tensor)
-    if (tensor.dtype === 'bf16') return Float64Array.from(bits, fromBf16)
+    if (tensor.dtype === 'bf16') return fill(new Float64Array(bits.length), bits, fromBf16)
     const type = { f32: Float32Array, i32: Int32Array, u32: Uint32Array }[tensor.dtype]
-    return Float64Array.from(new type(bits.buffer))
+    return new Float64Array(new type(bits.buffer))
   }
 
   /** Records, runs once and reads the values of everything that `body` returns. */
@@ -230,11 +243,13 @@ export class Lab {
   }
 }
 
-const bytesOf = (values: ArrayLike<number>) => new Uint8Array(Uint16Array.from(values, bf16Bits).buffer)
+const bytesOf = (values: ArrayLike<number>) => new Uint8Array(fill(new Uint16Array(values.length), values, bf16Bits).buffer)
 
 /** Rows `rows` of values [any, width]. */
 export function gather(values: Values, width: number, rows: readonly number[]): Values {
-  return Float64Array.from(rows.flatMap(row => [...values.subarray(row * width, (row + 1) * width)]))
+  const found = new Float64Array(rows.length * width)
+  rows.forEach((row, i) => void found.set(values.subarray(row * width, (row + 1) * width), i * width))
+  return found
 }
 
 export const dims = [1, 3, 8, 24, 40, 100, 257] as const

@@ -2,18 +2,30 @@
 
 export type Values = Float64Array<ArrayBuffer>
 
+// A global costs a microsecond inside jest's sandbox: inner loops use these.
+export const { abs, ceil, cos, exp, floor, fround, log, max, min, sin, sqrt } = Math
+export const { is } = Object
+export const { isFinite: finite, isNaN: nan } = Number
+const { imul } = Math
+const { PI } = Math
+
 const scratch = new DataView(new ArrayBuffer(8))
+
+const f32 = new Float32Array(1)
+const f32Bits = new Uint32Array(f32.buffer)
 
 /** The bf16 nearest to any float64, ties to even, rounded once; as its 16 bits. */
 export function bf16Bits(x: number): number {
-  if (Number.isNaN(x)) return 0x7fff
+  f32[0] = x
+  if (f32[0] === x && (f32Bits[0]! & 0xffff) === 0) return f32Bits[0]! >>> 16 // it is one
+  if (nan(x)) return 0x7fff
   let rounded = x
-  if (Number.isFinite(x) && x !== 0) {
+  if (finite(x) && x !== 0) {
     scratch.setFloat64(0, x)
-    const exponent = Math.max(((scratch.getUint16(0) >> 4) & 0x7ff) - 1023, -126)
+    const exponent = max(((scratch.getUint16(0) >> 4) & 0x7ff) - 1023, -126)
     const ulp = 2 ** (exponent - 7)
     const steps = x / ulp // exact: a power of two
-    const down = Math.floor(steps)
+    const down = floor(steps)
     const above = steps - down
     rounded = (above > 0.5 || (above === 0.5 && down % 2 !== 0) ? down + 1 : down) * ulp
     if (rounded === 0 && x < 0) rounded = -0
@@ -24,8 +36,14 @@ export function bf16Bits(x: number): number {
 
 /** The float64 with the value of a bf16. */
 export function fromBf16(bits: number): number {
-  scratch.setUint32(0, bits << 16)
-  return scratch.getFloat32(0)
+  f32Bits[0] = bits << 16
+  return f32[0]!
+}
+
+/** Array.from(values, map) without its iterators. */
+export function fill<A extends { [index: number]: number }>(into: A, values: ArrayLike<number>, map = (x: number) => x): A {
+  for (let i = 0; i < values.length; i++) into[i] = map(values[i]!)
+  return into
 }
 
 export const roundBf16 = (x: number): number => fromBf16(bf16Bits(x))
@@ -42,19 +60,19 @@ export class Random {
   u32(): number {
     this.#state = (this.#state + 0x6d2b79f5) >>> 0
     let z = this.#state
-    z = Math.imul(z ^ (z >>> 15), z | 1)
-    z ^= z + Math.imul(z ^ (z >>> 7), z | 61)
+    z = imul(z ^ (z >>> 15), z | 1)
+    z ^= z + imul(z ^ (z >>> 7), z | 61)
     return (z ^ (z >>> 14)) >>> 0
   }
   uniform(): number {
     return (this.u32() + 0.5) / 2 ** 32
   }
   normal(): number {
-    return Math.sqrt(-2 * Math.log(this.uniform())) * Math.cos(2 * Math.PI * this.uniform())
+    return sqrt(-2 * log(this.uniform())) * cos(2 * PI * this.uniform())
   }
   /** A whole number in [from, to). */
   int(from: number, to: number): number {
-    return from + Math.floor(this.uniform() * (to - from))
+    return from + floor(this.uniform() * (to - from))
   }
   pick<T>(from: readonly T[]): T {
     return from[this.int(0, from.length)]!
@@ -78,7 +96,7 @@ export class Random {
 /** A number from a name, to seed a case with. */
 export function hash(name: string): number {
   let h = 2166136261
-  for (const c of name) h = Math.imul(h ^ c.codePointAt(0)!, 16777619)
+  for (const c of name) h = imul(h ^ c.codePointAt(0)!, 16777619)
   return h >>> 0
 }
 
@@ -93,11 +111,11 @@ export function nmse(found: Values, exact: Values): number {
   let difference = 0
   let square = 0
   for (let i = 0; i < exact.length; i++) {
-    if (Number.isFinite(exact[i])) {
-      if (!Number.isFinite(found[i])) throw new Error(show(i, found[i]!, exact[i]!))
+    if (finite(exact[i])) {
+      if (!finite(found[i])) throw new Error(show(i, found[i]!, exact[i]!))
       difference += (found[i]! - exact[i]!) ** 2
       square += exact[i]! ** 2
-    } else if (!Object.is(found[i], exact[i])) throw new Error(show(i, found[i]!, exact[i]!))
+    } else if (!is(found[i], exact[i])) throw new Error(show(i, found[i]!, exact[i]!))
   }
   return difference === 0 ? 0 : difference / square
 }
@@ -125,12 +143,12 @@ export function closeBf16(found: Values, exact: Values, slack?: ArrayLike<number
   for (let i = 0; i < exact.length; i++) {
     const [a, b] = [bf16Bits(found[i]!), bf16Bits(exact[i]!)]
     if (a === b || (rank(a) === 0 && rank(b) === 0)) continue
-    const withinUlp = !Number.isNaN(found[i]) && !Number.isNaN(exact[i]) && Math.abs(rank(a) - rank(b)) <= 1
-    const withinSlack = slack !== undefined && Math.abs(found[i]! - exact[i]!) <= slack[i]!
+    const withinUlp = !nan(found[i]) && !nan(exact[i]) && abs(rank(a) - rank(b)) <= 1
+    const withinSlack = slack !== undefined && abs(found[i]! - exact[i]!) <= slack[i]!
     if (!withinUlp && !withinSlack) throw new Error(show(i, found[i]!, roundBf16(exact[i]!)))
     if (!withinSlack) different++
   }
-  if (different > Math.max(1, exact.length / 100))
+  if (different > max(1, exact.length / 100))
     throw new Error(`${different} of ${exact.length} elements differ by an ulp: more than one rounding`)
 }
 
@@ -138,7 +156,7 @@ export function closeBf16(found: Values, exact: Values, slack?: ArrayLike<number
 export function sameBits(found: ArrayLike<number>, expected: ArrayLike<number>, part = 'element'): void {
   same(found.length, expected.length, `${part}: length`)
   for (let i = 0; i < expected.length; i++)
-    if (!Object.is(found[i], expected[i])) throw new Error(`${part} ${show(i, found[i]!, expected[i]!)}`)
+    if (!is(found[i], expected[i])) throw new Error(`${part} ${show(i, found[i]!, expected[i]!)}`)
 }
 
 function same(found: number, expected: number, what: string): void {

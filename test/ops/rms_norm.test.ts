@@ -1,14 +1,15 @@
 import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
-import { roundBf16, sameBits, type Values } from './numbers.ts'
+import { fround, roundBf16, sameBits, sqrt, type Values } from './numbers.ts'
 
 /** y = x / sqrt(mean(x^2) + eps) * weight, row by row. */
 function reference(x: Values, weight: Values, eps: number): Values {
   const dim = weight.length
-  return x.map((value, i) => {
-    const row = x.subarray(i - (i % dim), i - (i % dim) + dim)
-    const mean = row.reduce((sum, v) => sum + v * v, 0) / dim
-    return (value / Math.sqrt(mean + Math.fround(eps))) * weight[i % dim]!
-  })
+  const y = new Float64Array(x.length)
+  for (let row = 0; row < x.length; row += dim) {
+    const mean = x.subarray(row, row + dim).reduce((sum, v) => sum + v * v, 0) / dim
+    for (let d = 0; d < dim; d++) y[row + d] = (x[row + d]! / sqrt(mean + fround(eps))) * weight[d]!
+  }
+  return y
 }
 
 async function compare(lab: Lab, x: ArrayLike<number>, dim: number, eps = 1e-5): Promise<void> {
@@ -16,13 +17,11 @@ async function compare(lab: Lab, x: ArrayLike<number>, dim: number, eps = 1e-5):
   const w = lab.random.normals(dim)
   const weight = await lab.weight([dim], w)
   const y = await lab.one(op => op.rmsNorm(input.tensor, weight, eps))
-  lab.close(y, reference(input.values, roundWeight(w), eps))
+  lab.close(y, reference(input.values, w.map(roundBf16), eps))
 }
-const roundWeight = (w: Values): Values => w.map(roundBf16)
-
 conforms('rmsNorm', check => {
   for (const [i, dim] of [...dims, 1024, 4096].entries()) {
-    const rows = rowCounts[i % rowCounts.length]!
+    const rows = dim === 4096 ? 7 : rowCounts[i % rowCounts.length]!
     check(`[${rows}, ${dim}]`, async lab => compare(lab, lab.random.normals(rows * dim), dim))
   }
   check('[577, 24]', async lab => compare(lab, lab.random.normals(577 * 24), 24))

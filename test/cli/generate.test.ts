@@ -1,0 +1,114 @@
+import { readFileSync } from 'node:fs'
+import { describe, expect, test } from '@jest/globals'
+import { Cria, cria } from './cria.ts'
+
+interface Golden {
+  readonly prompts: readonly {
+    readonly text: string
+    readonly greedy: readonly number[]
+    readonly greedy_margin: readonly number[]
+    readonly greedy_text: string
+  }[]
+}
+const golden: Golden = JSON.parse(readFileSync(new URL('../fixtures/demo/golden.json', import.meta.url), 'utf8'))
+/** The golden text is float32's; where its best two tokens are closer than this, bf16 may take the other. */
+const clear = golden.prompts.filter(({ greedy_margin }) => Math.min(...greedy_margin) > 0.01)
+const first = clear[0]!
+const greedy = ['--device', 'cpu', '--temperature', '0', '--max-tokens', '64']
+
+describe('text', () => {
+  test.each(clear)('continues "$text" as the golden case does, and stdout has nothing else', async prompt => {
+    const { code, stdout, stderr } = await cria(['generate', 'demo', prompt.text, ...greedy])
+    expect(stdout).toBe(prompt.greedy_text)
+    expect(stderr).toMatch(/^\d+ tokens, [\d.]+ tokens\/s, first token after .+\n.*loaded in .+\n$/)
+    expect(code).toBe(0)
+  })
+
+  test('takes the prompt from stdin, without the newline at its end; --quiet says nothing', async () => {
+    const result = await cria(['generate', 'demo', ...greedy, '--quiet'], `${first.text}\n`)
+    expect(result).toEqual({ code: 0, stdout: first.greedy_text, stderr: '' })
+  })
+
+  test('the same seed gives the same text, another one another', async () => {
+    const run = (seed: string) => cria(['generate', 'demo', first.text, '--seed', seed, '--max-tokens', '12'])
+    const [a, b, c] = await Promise.all([run('7'), run('7'), run('8')])
+    expect(a.stdout).not.toBe('')
+    expect(b.stdout).toBe(a.stdout)
+    expect(c.stdout).not.toBe(a.stdout)
+  })
+
+  test('ends before any of the stop texts', async () => {
+    const { stdout } = await cria(['generate', 'demo', first.text, ...greedy, '--stop', ' sun', '--stop', 'xyz'])
+    expect(stdout).toBe(first.greedy_text.slice(0, first.greedy_text.indexOf(' sun')))
+  })
+
+  test('--json prints one object, the completion', async () => {
+    const { code, stdout } = await cria(['generate', 'demo', first.text, ...greedy, '--json'])
+    const completion = JSON.parse(stdout)
+    expect(completion).toMatchObject({ text: first.greedy_text, tokens: first.greedy, finishReason: 'length' })
+    expect(completion.usage).toEqual({ promptTokens: 5, completionTokens: 64, totalTokens: 69 })
+    expect(completion.timings.tokensPerSecond).toBeGreaterThan(0)
+    expect(code).toBe(0)
+  })
+})
+
+describe('what goes wrong', () => {
+  test('a folder that is not there: one line with its path, the code and a name that works', async () => {
+    const { code, stdout, stderr } = await cria(['generate', '/no/such/model', 'x'])
+    expect(stderr).toMatch(/^cria: \/no\/such\/model: .*demo.*\(ERR_CONFIG_MISSING\)\n$/)
+    expect([code, stdout]).toEqual([1, ''])
+  })
+
+  test('CRIA_DEBUG shows the stack', async () => {
+    const { stderr } = await cria(['generate', '/no/such/model', 'x'], '', { CRIA_DEBUG: '1' })
+    expect(stderr).toMatch(/\n +at /)
+  })
+
+  test('a shape without weights: says what it is good for', async () => {
+    expect((await cria(['generate', 'llama3-8b', 'x'])).stderr).toContain('for cria inspect')
+  })
+
+  test('nothing on stdin', async () => {
+    const { code, stderr } = await cria(['generate', 'demo'])
+    expect(stderr).toMatch(/^cria: .*prompt.*\(ERR_PROMPT_EMPTY\)\n$/)
+    expect(code).toBe(1)
+  })
+
+  test('a device that is not there', async () => {
+    const { code, stderr } = await cria(['generate', 'demo', 'x', '--device', 'tpu'])
+    expect(stderr).toMatch(/^cria: .*tpu.*\(ERR_DEVICE_UNKNOWN\)\n$/)
+    expect(code).toBe(1)
+  })
+
+  test.each([
+    [['generate', 'demo', 'x', '--bogus'], '--bogus'],
+    [['generate', 'demo', 'x', '--temperature', 'hot'], "'hot' is invalid"],
+    [['generate', 'demo', 'x', '--max-tokens', '0'], 'a whole number from 1 on'],
+    [['generate'], "argument 'model'"],
+    [['bogus'], "command 'bogus'"],
+  ])('wrong usage: %j', async (args, text) => {
+    const { code, stdout, stderr } = await cria(args)
+    expect(stderr).toContain(text)
+    expect([code, stdout]).toEqual([2, ''])
+  })
+})
+
+describe('ending early', () => {
+  test('Ctrl-C ends the generation with what there is, and the exit code says so', async () => {
+    const run = new Cria(['generate', 'demo', first.text, '--device', 'cpu', '--temperature', '0'])
+    await run.until(() => run.stdout.length > 20)
+    run.interrupt()
+    const { code, stdout, stderr } = await run.end()
+    expect(stdout.startsWith(first.greedy_text.slice(0, 20))).toBe(true)
+    expect(stderr).toContain('ended by Ctrl-C')
+    expect(code).toBe(130)
+  })
+
+  test('a stdout that nobody reads any more ends it quietly', async () => {
+    const run = new Cria(['generate', 'demo', first.text, '--device', 'cpu', '--temperature', '0'])
+    await run.until(() => run.stdout.length > 0)
+    run.closeOutput()
+    const { code, stderr } = await run.end()
+    expect([code, stderr]).toEqual([0, ''])
+  })
+})

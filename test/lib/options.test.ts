@@ -1,0 +1,163 @@
+import { describe, expect, test } from '@jest/globals'
+import { builtinConfigs } from '../../lib/config.ts'
+import { InputError } from '../../lib/errors.ts'
+import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, request } from '../../lib/options.ts'
+
+const config = builtinConfigs['llama3-8b']
+const generate = (options: unknown, room = 100) => request(options as GenerateOptions, config, room)
+const load = (options: unknown) => loadOptions(options as LoadOptions)
+const circular: unknown[] = []
+circular.push(circular)
+const notWhole = [
+  0,
+  -1,
+  1.5,
+  Number.NaN,
+  Number.POSITIVE_INFINITY,
+  2 ** 53,
+  '1',
+  1n,
+  {},
+  null,
+  true,
+  Symbol('x'),
+  Object.create(null),
+]
+
+interface Wrong {
+  name: string
+  value: unknown
+  code: string
+  expected: string
+}
+const table = (name: string, values: readonly unknown[], code: string, expected: string): Wrong[] =>
+  values.map(value => ({ name, value, code: `ERR_OPTION_${code}`, expected }))
+
+function refused(run: () => unknown, { name, value, code, expected }: Wrong): void {
+  let error: InputError | undefined
+  try {
+    run()
+  } catch (thrown) {
+    error = thrown as InputError
+  }
+  expect(error).toBeInstanceOf(InputError)
+  expect(error!.name).toBe('InputError')
+  expect(error!.code).toBe(code)
+  expect(error!.message.startsWith(`${name} is `)).toBe(true)
+  if (typeof value === 'number') expect(error!.message).toContain(`${name} is ${value}`)
+  expect(error!.message).toContain(`expected ${expected}`)
+  expect(error!.message.length).toBeLessThan(300)
+}
+
+const signals = ['abort', {}, null, new AbortController(), 1]
+describe('generate', () => {
+  test.each([
+    ...table('maxTokens', notWhole, 'RANGE', 'a whole number from 1 on'),
+    ...table('signal', signals, 'TYPE', 'an AbortSignal'),
+    ...table('ignoreEos', ['false', 0, 1, null, {}], 'TYPE', 'true or false'),
+    ...table('temperature', [Number.NaN, -1, '1'], 'RANGE', 'a number from 0'),
+    ...table('seed', [0.5, '1'], 'RANGE', 'a whole number below 2^53, or a bigint'),
+    ...table(
+      'stop',
+      [
+        5,
+        1n,
+        true,
+        {},
+        [5],
+        [1n],
+        ['a', null],
+        circular,
+        new Set(['a']),
+        new Array(17).fill('a'),
+        'x'.repeat(1025),
+        ['x'.repeat(1025)],
+      ],
+      'STOP',
+      'a string or at most 16 of them',
+    ),
+    ...table(
+      'stopTokens',
+      [5, 'a', [-1], [1.5], [Number.NaN], ['5'], [1n], [null], [128256], circular, new Set([5]), new Array(65).fill(5)],
+      'RANGE',
+      'at most 64 whole numbers from 0 to 128255',
+    ),
+  ])('$name: $value', wrong => refused(() => generate({ [wrong.name]: wrong.value }), wrong))
+
+  test.each([
+    [null, 'ERR_OPTION_TYPE', 'the options of generate are null, expected an object'],
+    [5, 'ERR_OPTION_TYPE', 'the options of generate are 5'],
+    ['max', 'ERR_OPTION_TYPE', "the options of generate are 'max'"],
+    [{ max_tokens: 5 }, 'ERR_OPTION_UNKNOWN', 'generate has no option max_tokens; there are maxTokens, '],
+    [{ maxTokens: 5, top_p: undefined }, 'ERR_OPTION_UNKNOWN', 'generate has no option top_p'],
+    [[5], 'ERR_OPTION_UNKNOWN', 'generate has no option 0'],
+  ])('options that are %p', (options, code, message) => {
+    const error = expect.objectContaining({ name: 'InputError', code, message: expect.stringContaining(message) })
+    expect(() => generate(options)).toThrow(error as never)
+  })
+
+  test('every option may be undefined, and is filled in', () => {
+    const names = ['maxTokens', 'stop', 'stopTokens', 'ignoreEos', 'signal', 'temperature', 'topP', 'topK', 'minP', 'seed']
+    const filled = generate(Object.fromEntries(names.map(name => [name, undefined])))
+    expect(filled).toMatchObject({ maxTokens: 100, stop: [], signal: undefined })
+    expect(filled.sampling).toMatchObject({ temperature: 0.6, topP: 0.9, topK: 0, minP: 0 })
+    expect([...filled.stopTokens]).toEqual([128001, 128009])
+  })
+
+  test('what is given', () => {
+    const { signal } = new AbortController()
+    expect(generate({ maxTokens: 7, stop: 'a', signal })).toMatchObject({ maxTokens: 7, stop: ['a'], signal })
+    expect(generate({ maxTokens: 1e9 }, 33).maxTokens).toBe(33) // the end of the context
+    expect(generate({ stop: ['a', 'b'] }).stop).toEqual(['a', 'b'])
+    expect([...generate({ stopTokens: [0, 128255] }).stopTokens]).toEqual([128001, 128009, 0, 128255])
+    expect([...generate({ ignoreEos: true, stopTokens: [5] }).stopTokens]).toEqual([5])
+    expect([...generate({ ignoreEos: false }).stopTokens]).toEqual([128001, 128009])
+  })
+})
+
+describe('load', () => {
+  test.each([
+    ...['contextLength', 'maxBatchTokens', 'pageSize'].flatMap(name =>
+      table(name, notWhole, 'RANGE', 'a whole number from 1 on'),
+    ),
+    ...table('threads', [...notWhole, 1025], 'RANGE', 'a whole number from 1 to 1024'),
+    ...table('maxSequences', [...notWhole, 4097], 'RANGE', 'a whole number from 1 to 4096'),
+    ...table('kvCacheTokens', [...notWhole, 2 ** 31], 'RANGE', `a whole number from 1 to ${2 ** 30}`),
+    ...table('device', [0, null, {}, ['cpu']], 'TYPE', "'auto', 'cpu' or 'cuda:0'"),
+    ...table('activations', ['f16', 'F32', 32, null], 'TYPE', "'bf16' or 'f32'"),
+    ...table('onProgress', ['x', 1, {}, null], 'TYPE', 'a function'),
+    ...table('signal', signals, 'TYPE', 'an AbortSignal'),
+  ])('$name: $value', wrong => refused(() => load({ [wrong.name]: wrong.value }), wrong))
+
+  test('an option there is not', () => {
+    const error = { code: 'ERR_OPTION_UNKNOWN', message: expect.stringMatching(/^load has no option gpu; there are device, /) }
+    expect(() => load({ gpu: 0 })).toThrow(expect.objectContaining(error) as never)
+  })
+})
+
+describe('sizes of the engine', () => {
+  test('defaults: the whole context, 16 sequences, pages of 16 tokens, a quarter of the memory', () => {
+    const bytes = 131072 // of a token, DESIGN.md section 7
+    const sizes = { context: 8192, maxSequences: 16, maxBatchTokens: 8192, pageSize: 16 }
+    expect(limitsFor(config, {}, 2 ** 37)).toEqual({ ...sizes, pages: (16 * 8192) / 16 })
+    expect(limitsFor(config, {}, 4 * bytes * 10000)).toEqual({ ...sizes, pages: 625 })
+    expect(limitsFor(config, {}, 1)).toEqual({ ...sizes, pages: 512 }) // one context at least
+    expect(limitsFor(config, { activations: 'f32' }, 4 * bytes * 20000)).toEqual({ ...sizes, pages: 625 })
+  })
+
+  test('what is given', () => {
+    const given = { contextLength: 100, maxSequences: 300, maxBatchTokens: 400, pageSize: 7, kvCacheTokens: 50 }
+    expect(limitsFor(config, given)).toEqual({ context: 100, maxSequences: 300, maxBatchTokens: 400, pageSize: 7, pages: 8 })
+    expect(limitsFor(config, { contextLength: 100, pageSize: 1e6 }).pageSize).toBe(100) // one page a sequence
+    expect(limitsFor(config, { contextLength: 100, maxSequences: 300 }).maxBatchTokens).toBe(300)
+  })
+
+  test.each([
+    [{ contextLength: 8193 }, 'contextLength is 8193, expected a whole number from 1 to 8192'],
+    [{ maxBatchTokens: 8191 }, 'maxBatchTokens is 8191, expected at least the context length (8192) and maxSequences (16)'],
+    [{ contextLength: 8, maxBatchTokens: 15 }, 'maxBatchTokens is 15, expected at least the context length (8) and maxSeq'],
+  ])('%p is refused', (options, message) => {
+    const error = { name: 'InputError', code: 'ERR_OPTION_RANGE', message: expect.stringContaining(message) }
+    expect(() => limitsFor(config, options)).toThrow(expect.objectContaining(error) as never)
+  })
+})

@@ -1,0 +1,271 @@
+import type { DeviceTensor } from '../../binding.d.ts'
+import { conforms, type Lab } from './conforms.ts'
+import { abs, exp, floor, max, sameBits, sqrt, u32, type Values } from './numbers.ts'
+import {
+  addressOf,
+  cacheOf,
+  deal,
+  type HeadShape,
+  headName,
+  headShapes,
+  type Pages,
+  type Span,
+  slotOf,
+  stepOf,
+  upload,
+} from './paged.ts'
+
+/** Queries, and the keys and values of every sequence: [length, kvHeads, headDim]. */
+interface Problem {
+  readonly shape: HeadShape
+  readonly spans: readonly Span[]
+  /** [rows of all spans, heads, headDim] */
+  readonly q: Values
+  readonly k: readonly Values[]
+  readonly v: readonly Values[]
+}
+
+function problemOf(lab: Lab, shape: HeadShape, spans: readonly Span[], std = 1): Problem {
+  const rows = spans.reduce((sum, span) => sum + span.rows, 0)
+  const some = (length: number) => lab.round(lab.random.normals(length * shape.kvHeads * shape.headDim, std))
+  const q = lab.round(lab.random.normals(rows * shape.heads * shape.headDim, std))
+  return { shape, spans, q, k: spans.map(span => some(span.length)), v: spans.map(span => some(span.length)) }
+}
+
+/** softmax(q k^T / sqrt(headDim)) v over the keys that each row sees; head h reads key/value head floor(h / group). */
+function reference({ shape: { heads, kvHeads, headDim }, spans, q, k, v }: Problem): { y: Values; slack: Values } {
+  const y = new Float64Array(q.length)
+  const slack = new Float64Array(q.length)
+  let row = 0
+  for (const [s, { length, rows }] of spans.entries())
+    for (let i = 0; i < rows; i++, row++)
+      for (let h = 0; h < heads; h++) {
+        const visible = length - rows + i + 1
+        const at = (row * heads + h) * headDim
+        const kv = (j: number) => (j * kvHeads + floor(h / (heads / kvHeads))) * headDim
+        const scores = new Float64Array(visible)
+        let highest = -1e300
+        let size = 0 // of the largest sum of |q| |k|: its rounding error shifts an exponent
+        for (let j = 0; j < visible; j++) {
+          let [sum, absolute] = [0, 0]
+          for (let d = 0, key = kv(j); d < headDim; d++) {
+            const product = q[at + d]! * k[s]![key + d]!
+            sum += product
+            absolute += abs(product)
+          }
+          scores[j] = sum / sqrt(headDim)
+          highest = max(highest, scores[j]!)
+          size = max(size, absolute / sqrt(headDim))
+        }
+        let total = 0
+        for (let j = 0; j < visible; j++) total += scores[j] = exp(scores[j]! - highest)
+        for (let j = 0; j < visible; j++)
+          for (let d = 0, value = kv(j); d < headDim; d++) {
+            const term = (scores[j]! / total) * v[s]![value + d]!
+            y[at + d] = y[at + d]! + term
+            // u for each of: the terms of a score, twice; the sums over keys; a few for exp
+            slack[at + d] = slack[at + d]! + abs(term) * u32 * (2 * (size * headDim) ** 0.5 * size ** 0.5 + visible + 8)
+          }
+      }
+  return { y, slack }
+}
+
+/** Runs a problem with its keys and values in those pages; every slot that no row sees is NaN, and stays as it is. */
+async function attend(lab: Lab, problem: Problem, pages: Pages, broken?: (table: number[][], lengths: number[]) => void) {
+  const { shape, spans, q } = problem
+  const [k, v] = [cacheOf(pages, shape), cacheOf(pages, shape)]
+  for (const [s, { length }] of spans.entries())
+    for (let j = 0; j < length; j++)
+      for (let h = 0; h < shape.kvHeads; h++) {
+        const from = (j * shape.kvHeads + h) * shape.headDim
+        const to = addressOf(slotOf(pages, s, j), h, pages.pageSize, shape)
+        k.set(problem.k[s]!.subarray(from, from + shape.headDim), to)
+        v.set(problem.v[s]!.subarray(from, from + shape.headDim), to)
+      }
+  const kv = upload(lab, pages, shape, k, v)
+  const queryStart = [0]
+  for (const { rows } of spans) queryStart.push(queryStart.at(-1)! + rows)
+  const table = pages.table.map(row => [...row])
+  const lengths = spans.map(span => span.length)
+  broken?.(table, lengths)
+  const step = stepOf({
+    queryStart: lab.i32(queryStart),
+    kvLength: lab.i32(lengths),
+    pageTable: lab.i32(table.flat(), [table.length, table[0]!.length]),
+  })
+  const input = lab.activation([q.length / (shape.heads * shape.headDim), shape.heads, shape.headDim], q).tensor
+  const y = await lab.one(op => op.attention(input, kv, step))
+  sameBits(await lab.values(kv.k), k, 'k')
+  sameBits(await lab.values(kv.v), v, 'v')
+  return y
+}
+
+async function compare(lab: Lab, problem: Problem, pageSize: number): Promise<void> {
+  const pages = deal(
+    lab.random,
+    problem.spans.map(span => span.length),
+    pageSize,
+  )
+  const { y, slack } = reference(problem)
+  lab.close(await attend(lab, problem, pages), y, slack)
+}
+
+// Prefill, chunks that start anywhere, decode.
+const mixed: readonly Span[] = [
+  { length: 17, rows: 17 },
+  { length: 1, rows: 1 },
+  { length: 54, rows: 1 },
+  { length: 33, rows: 7 },
+  { length: 16, rows: 1 },
+  { length: 40, rows: 9 },
+]
+const small: HeadShape = { heads: 6, kvHeads: 3, headDim: 24 }
+
+conforms('attention', check => {
+  for (const [i, shape] of headShapes.entries()) {
+    const pageSize = [16, 5, 1][i % 3]!
+    const spans = shape.heads > 20 ? mixed.slice(0, 4).map(({ length, rows }) => ({ length, rows: rows > 7 ? 7 : rows })) : mixed
+    check(`${headName(shape)}, pages of ${pageSize}`, async lab => compare(lab, problemOf(lab, shape, spans), pageSize))
+  }
+  for (const rows of [1, 7, 17, 54, 97])
+    check(`prefill of ${rows}`, async lab => compare(lab, problemOf(lab, small, [{ length: rows, rows }]), 16))
+  check('577 keys, 1 and 9 rows', async lab => {
+    const shape = { heads: 2, kvHeads: 1, headDim: 64 }
+    for (const rows of [1, 9]) await compare(lab, problemOf(lab, shape, [{ length: 577, rows }]), 16)
+  })
+  check('every length around the edges of vectors and pages, decoding', async lab => {
+    const spans = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49].map(length => ({ length, rows: 1 }))
+    for (const pageSize of [1, 5, 16]) await compare(lab, problemOf(lab, small, spans), pageSize)
+  })
+  check('queries start anywhere in a sequence', async lab => {
+    const spans = [1, 2, 8, 16, 23].flatMap(rows => [24, 25, 31].map(length => ({ length, rows })))
+    await compare(lab, problemOf(lab, { heads: 2, kvHeads: 2, headDim: 8 }, spans), 5)
+  })
+  check('one page a sequence', async lab => compare(lab, problemOf(lab, small, mixed), 64))
+  check('large scores: softmax is nearly a choice', async lab => compare(lab, problemOf(lab, small, mixed, 6), 5))
+  check('equal keys: the mean of the values', async lab => {
+    const problem = problemOf(lab, small, mixed)
+    for (const k of problem.k) k.fill(0.5)
+    await compare(lab, problem, 5)
+  })
+  check('one key decides: its value comes through exactly', async lab => {
+    const problem = problemOf(lab, { heads: 1, kvHeads: 1, headDim: 8 }, [{ length: 20, rows: 1 }])
+    problem.q.fill(16)
+    problem.k[0]!.fill(-16).fill(16, 13 * 8, 14 * 8)
+    sameBits(await attend(lab, problem, deal(lab.random, [20], 5)), problem.v[0]!.subarray(13 * 8, 14 * 8))
+  })
+
+  check('the same bits in every page size, page order, batch and chunk, with any number of threads', async lab => {
+    const problem = problemOf(lab, small, mixed)
+    const lengths = mixed.map(span => span.length)
+    const width = small.heads * small.headDim
+    const expected = await attend(lab, problem, deal(lab.random, lengths, 16, false))
+    for (const pageSize of [1, 3, 5, 16, 64])
+      sameBits(await attend(lab, problem, deal(lab.random, lengths, pageSize)), expected, `pages of ${pageSize}: element`)
+    await lab.withThreads(async on => {
+      for (let i = 0; i < 3; i++) sameBits(await attend(on, problem, deal(lab.random, lengths, 5)), expected)
+    })
+    let row = 0
+    for (const [s, { length, rows }] of mixed.entries())
+      for (let i = 0; i < rows; i++, row++) {
+        if (row % 3 !== 0) continue
+        const visible = length - rows + i + 1
+        const part = (from: Values) => from.slice(0, visible * small.kvHeads * small.headDim)
+        const q = problem.q.slice(row * width, (row + 1) * width)
+        const alone = {
+          shape: small,
+          spans: [{ length: visible, rows: 1 }],
+          q,
+          k: [part(problem.k[s]!)],
+          v: [part(problem.v[s]!)],
+        }
+        const y = await attend(lab, alone, deal(lab.random, [visible], 5))
+        sameBits(y, expected.subarray(row * width, (row + 1) * width), `row ${row} alone: element`)
+      }
+  })
+  check('a NaN key reaches the rows that see it and no other', async lab => {
+    const problem = problemOf(lab, small, [{ length: 20, rows: 10 }, ...mixed])
+    problem.k[0]!.fill(Number.NaN, 15 * 72, 16 * 72) // seen by rows 5 to 9
+    const width = small.heads * small.headDim
+    const y = await attend(
+      lab,
+      problem,
+      deal(
+        lab.random,
+        problem.spans.map(span => span.length),
+        5,
+      ),
+    )
+    for (let i = 0; i < y.length; i++) {
+      const row = floor(i / width)
+      if (Number.isNaN(y[i]) !== (row >= 5 && row < 10)) throw new Error(`row ${row} is ${y[i]}`)
+    }
+  })
+
+  type Break = (table: number[][], lengths: number[]) => void
+  const breaks: readonly (readonly [string, number, Break])[] = [
+    ['a page that is -1', 0, table => void (table[3]![2] = -1)],
+    ['a page beyond the cache', 0, table => void (table[3]![0] = 1 << 20)],
+    ['a page of 2^31 - 1', 0, table => void (table[3]![6] = 2 ** 31 - 1)],
+    ['a page of -2^31', 0, table => void (table[3]![0] = -(2 ** 31))],
+    ['more keys than the table holds', 0, (_, lengths) => void (lengths[3] = 2 ** 31 - 1)],
+    ['no key at all', 0, (_, lengths) => void (lengths[3] = 0)],
+    ['a negative length', 0, (_, lengths) => void (lengths[3] = -(2 ** 31))],
+    ['fewer keys than rows', 3, (_, lengths) => void (lengths[3] = 4)],
+  ]
+  for (const [name, sound, spoil] of breaks)
+    check(`${name}: rows of NaN in that sequence, ${sound ? 'where a row sees none' : 'and in no other'}`, async lab => {
+      const problem = problemOf(lab, small, mixed)
+      const pages = deal(
+        lab.random,
+        mixed.map(span => span.length),
+        5,
+      )
+      const expected = await attend(lab, problem, pages)
+      const y = await attend(lab, problem, pages, spoil)
+      const [first, last, width] = [19, 26, 144] // the rows of sequence 3
+      for (let row = 0; row < y.length / width; row++) {
+        const [found, before] = [y, expected].map(all => all!.subarray(row * width, (row + 1) * width))
+        const inside = row >= first && row < last
+        if (!inside) sameBits(found!, before!, `row ${row}: element`)
+        else if (sound && row >= last - 4)
+          sameBits([...found!].map(Number.isNaN), new Array(width).fill(false), `row ${row}: NaN`)
+        else if (name !== 'a page of 2^31 - 1' || row === last - 1)
+          sameBits(
+            found!,
+            found!.map(() => Number.NaN),
+            `row ${row}`,
+          )
+      }
+    })
+
+  check('rows of no sequence are left alone; a sequence may have no rows', async lab => {
+    const pages = deal(lab.random, [12, 9, 5], 5)
+    const problem = problemOf(lab, small, [
+      { length: 12, rows: 3 },
+      { length: 9, rows: 0 },
+      { length: 5, rows: 2 },
+    ])
+    const { y } = reference(problem)
+    const padded = { ...problem, q: new Float64Array(9 * 144).fill(Number.NaN) }
+    padded.q.set(problem.q)
+    const found = await attend(lab, padded, pages)
+    lab.close(found.subarray(0, y.length), y, reference(problem).slack)
+    if (lab.device.name === 'cpu') sameBits(found.subarray(y.length), new Float64Array(4 * 144), 'dead element')
+  })
+  check('dead rows', async lab => {
+    const shape = { heads: 2, kvHeads: 1, headDim: 12 }
+    const pages = deal(lab.random, [9], 5)
+    const cache = cacheOf(pages, shape, 0).map(() => lab.random.normal())
+    const kv = upload(lab, pages, shape, cache, cache)
+    const invFreq = lab.f32([6], [1, 0.5, 0.2, 0.1, 0.05, 0.01]).tensor
+    const rest = {
+      positions: lab.i32([...Array(9).keys()]),
+      slots: lab.i32(new Array(9).fill(-1)),
+      kvLength: lab.i32([9]),
+      pageTable: lab.i32(pages.table.flat(), [1, pages.table[0]!.length]),
+    }
+    // kvLength belongs to the last row, so with fewer live rows each of them sees more: compare the decoding row only.
+    await lab.checkDeadRows(4 * 12, (op, _, a, step) => op.ropeAppend(a, kv, { ...step, ...rest }, invFreq) as DeviceTensor)
+  })
+})

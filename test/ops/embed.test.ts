@@ -1,0 +1,84 @@
+import type { StepInputs, Weight } from '../../binding.d.ts'
+import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
+import { roundBf16, sameBits, type Values } from './numbers.ts'
+
+interface Inputs {
+  readonly tokens: readonly number[]
+  readonly source?: readonly number[]
+  readonly previous?: readonly number[]
+}
+
+async function embed(lab: Lab, table: Weight, { tokens, source, previous }: Inputs): Promise<Values> {
+  const step = {
+    tokens: lab.i32(tokens),
+    source: lab.i32(source ?? tokens.map(() => -1)),
+    ...(previous ? { previous: lab.i32(previous) } : {}),
+    queryStart: lab.i32([0, tokens.length]),
+  } as unknown as StepInputs
+  return lab.one(op => op.embed(table, step))
+}
+
+/** The rows of the table, widened; an id that is not one gives NaN. */
+function reference(table: Values, dim: number, ids: readonly number[]): Values {
+  const vocab = table.length / dim
+  const row = (id: number) => (id >= 0 && id < vocab ? table.subarray(id * dim, (id + 1) * dim) : new Array(dim).fill(Number.NaN))
+  return Float64Array.from(ids.flatMap(id => [...row(id)]))
+}
+
+/** A table [vocab, dim] as the device has it. */
+async function tableOf(lab: Lab, vocab: number, dim: number): Promise<{ weight: Weight; values: Values }> {
+  const values = lab.random.normals(vocab * dim)
+  return { weight: await lab.weight([vocab, dim], values), values: values.map(roundBf16) }
+}
+
+const far = [-1, -2, -(2 ** 31), 31, 32, 2 ** 31 - 1]
+
+conforms('embed', check => {
+  for (const [i, dim] of [...dims, 1024].entries()) {
+    const rows = rowCounts[i % rowCounts.length]!
+    check(`${rows} rows of ${dim}`, async lab => {
+      const { weight, values } = await tableOf(lab, 31, dim)
+      const tokens = [...lab.random.ints(rows, 0, 31)]
+      sameBits(await embed(lab, weight, { tokens }), reference(values, dim, tokens))
+    })
+  }
+  check('577 rows', async lab => {
+    const { weight, values } = await tableOf(lab, 31, 24)
+    const tokens = [...lab.random.ints(577, 0, 31)]
+    sameBits(await embed(lab, weight, { tokens }), reference(values, 24, tokens))
+  })
+  check('an id outside the vocabulary gives a row of NaN and no other', async lab => {
+    const { weight, values } = await tableOf(lab, 31, 24)
+    const tokens = [0, ...far.flatMap(id => [id, 30]), 5]
+    sameBits(await embed(lab, weight, { tokens }), reference(values, 24, tokens))
+  })
+  check('ids of the step before', async lab => {
+    const { weight, values } = await tableOf(lab, 31, 24)
+    const inputs = { tokens: [1, 2, 3, 4], source: [-1, 2, 0, -1], previous: [11, 12, 13] }
+    sameBits(await embed(lab, weight, inputs), reference(values, 24, [1, 13, 11, 4]))
+  })
+  check('sources that do not exist, and ids of the step before that are none', async lab => {
+    const { weight, values } = await tableOf(lab, 31, 24)
+    const source = [3, 2 ** 31 - 1, 0, 1, 2, -5]
+    const inputs = { tokens: [1, 1, 1, 1, 1, 1], source, previous: [-1, 31, 7] }
+    sameBits(await embed(lab, weight, inputs), reference(values, 24, [-1, -1, -1, -1, 7, 1]))
+    const alone = { tokens: [1, 2], source: [0, -1] } // there is no step before
+    sameBits(await embed(lab, weight, alone), reference(values, 24, [-1, 2]))
+  })
+  check('a table of several row blocks', async lab => {
+    const parts = [await tableOf(lab, 3, 40), await tableOf(lab, 1, 40), await tableOf(lab, 17, 40)]
+    const values = Float64Array.from(parts.flatMap(part => [...part.values]))
+    const weight = lab.device.stack(...parts.map(part => part.weight))
+    const tokens = [...lab.random.shuffled(Array(21).keys()), 21, -1]
+    sameBits(await embed(lab, weight, { tokens }), reference(values, 40, tokens))
+  })
+  check('any order of rows and number of threads', async lab => {
+    const { values } = await tableOf(lab, 31, 100)
+    const tokens = [...lab.random.ints(97, 0, 31)]
+    await lab.withThreads(async on => {
+      const all = await embed(on, await on.weight([31, 100], values), { tokens })
+      sameBits(all, gather(values, 100, tokens))
+    })
+  })
+  check('dead rows', async lab => lab.checkDeadRows(24, (_, x) => x))
+})

@@ -1,0 +1,58 @@
+import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
+import { abs, exp, floor, sameBits, type Values } from './numbers.ts'
+
+/** silu(gate) * up; gate is the first half of each row. */
+function reference(gateUp: Values, hidden: number): Values {
+  return Float64Array.from({ length: gateUp.length / 2 }, (_, i) => {
+    const at = floor(i / hidden) * 2 * hidden + (i % hidden)
+    const gate = gateUp[at]!
+    return (gate / (1 + exp(-gate))) * gateUp[at + hidden]!
+  })
+}
+
+/** Where e^-gate is beyond the largest float32 the result is 0 instead of, at most, 104 e^-88.7 up. */
+const slack = (gateUp: Values, hidden: number) =>
+  reference(gateUp, hidden).map((_, i) => 3e-37 * abs(gateUp[floor(i / hidden) * 2 * hidden + hidden + (i % hidden)]!))
+
+async function compare(lab: Lab, gateUp: ArrayLike<number>, hidden: number): Promise<void> {
+  const input = lab.activation([gateUp.length / (2 * hidden), 2 * hidden], gateUp)
+  const y = await lab.one(op => op.swiglu(input.tensor))
+  lab.close(y, reference(input.values, hidden), slack(input.values, hidden))
+}
+
+conforms('swiglu', check => {
+  for (const [i, hidden] of [...dims, 2048, 2056].entries()) {
+    const rows = hidden > 1000 ? 7 : rowCounts[i % rowCounts.length]!
+    check(`[${rows}, 2 x ${hidden}]`, async lab => compare(lab, lab.random.normals(rows * 2 * hidden, 3), hidden))
+  }
+  check('[577, 2 x 24]', async lab => compare(lab, lab.random.normals(577 * 48), 24))
+  check('gates over the whole range of exp', async lab => {
+    const gates = Array.from({ length: 4001 }, (_, i) => (i - 2000) / 10)
+    await compare(lab, [...gates, ...gates.map(() => lab.random.normal())], 4001)
+  })
+  check('zeros, denormals and the largest numbers', async lab => {
+    const gates = [0, -0, 1e-40, -1e-40, 1e-20, -1e-20, 3e38, -3e38, 88, -88, 1e4, -1e4]
+    await compare(lab, [...gates, ...gates.map(() => 1)], gates.length)
+  })
+  check('NaN and infinity stay where they are', async lab => {
+    const values = lab.random.normals(3 * 80)
+    values[7] = Number.NaN // gate
+    values[80 + 43] = Number.NaN // up
+    values[160 + 9] = Number.POSITIVE_INFINITY
+    await compare(lab, values, 40)
+  })
+  check('a row has the same bits alone, in any order, with any number of threads', async lab => {
+    const [rows, hidden] = [54, 100]
+    const x = lab.random.normals(rows * 2 * hidden)
+    const order = lab.random.shuffled(Array(rows).keys())
+    const swiglu = async (on: Lab, values: Values) => {
+      const input = on.activation([values.length / (2 * hidden), 2 * hidden], values).tensor
+      return on.one(op => op.swiglu(input))
+    }
+    const all = await swiglu(lab, x)
+    for (const row of [0, 9, 53])
+      sameBits(await swiglu(lab, gather(x, 2 * hidden, [row])), gather(all, hidden, [row]), `row ${row}`)
+    await lab.withThreads(async on => sameBits(await swiglu(on, gather(x, 2 * hidden, order)), gather(all, hidden, order)))
+  })
+  check('dead rows', async lab => lab.checkDeadRows(48, (op, _, a) => op.swiglu(a)))
+})
