@@ -1,4 +1,5 @@
 /** The model as users see it. */
+import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import type { Device } from '../binding.d.ts'
 import { ChatTemplate, type Message } from './chat.ts'
@@ -113,6 +114,7 @@ export class Llama {
   async logits(tokens: readonly number[], options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
     this.#check()
     this.#checkTokens(tokens, this.contextLength)
+    expectMany(options.signal)
     return this.#engine.evaluate(tokens, options.signal)
   }
 
@@ -180,6 +182,7 @@ export class Llama {
       generation.fail(signal.reason)
       return generation
     }
+    expectMany(signal)
     signal?.addEventListener('abort', onAbort, { once: true })
 
     const give = (piece: string, tokens: readonly number[], logprob: readonly number[]) => {
@@ -252,6 +255,11 @@ class TextStream {
     const last = this.#stops.push(this.#detokenizer.end())
     return last.stopped ? last.text : last.text + this.#stops.end()
   }
+}
+
+/** Any number of generations may have one signal: Node need not warn of a leak. */
+function expectMany(signal: AbortSignal | undefined): void {
+  if (signal instanceof EventTarget) setMaxListeners(0, signal)
 }
 
 function noTokenizer(what: string): InputError {

@@ -3,6 +3,7 @@ import { measure } from './measure.mjs'
 
 await measure('cria', async ({ folder, threads, prefill, contextSize }) => {
   const { Llama } = await import('../../dist/lib/index.js')
+  // Every repetition has the same prompt: when there is a prefix cache, turn it off here.
   const llama = await Llama.load(folder, {
     device: 'cpu',
     threads,
@@ -10,7 +11,6 @@ await measure('cria', async ({ folder, threads, prefill, contextSize }) => {
     maxSequences: 1,
     maxBatchTokens: Math.max(512, prefill),
     kvCacheTokens: contextSize,
-    prefixCache: false, // every repetition has the same prompt
   })
 
   async function* generate(prompt, count) {

@@ -27,10 +27,10 @@ const folder = resolve(values.models, shapeName)
 const numbers = ['threads', 'prefill', 'decode', 'repeat'].flatMap(name => [`--${name}`, values[name]])
 const execute = promisify(execFile)
 
-/** The last line of what a script prints, as JSON. */
-async function lastLine(script, args) {
+/** What a script prints, as JSON. */
+async function output(script, args) {
   const { stdout } = await execute(process.execPath, [script, ...args], { maxBuffer: 1 << 26 })
-  return JSON.parse(stdout.trim().split('\n').at(-1))
+  return JSON.parse(stdout)
 }
 
 /** The median process: every number is the median over the rounds. */
@@ -71,7 +71,7 @@ function table(ours, theirs, bandwidth) {
     ['peak memory', 'GB', r => r.peak_rss_bytes / 1e9, 2, false],
     ['of it not mapped', 'GB', r => r.anon_rss_bytes / 1e9, 2, false],
   ]
-  if (bandwidth) rows.splice(5, 0, ['of the bandwidth', '%', r => (100 * r.decode_bytes_s) / bandwidth, 0, true])
+  if (bandwidth) rows.splice(5, 0, ['of the bandwidth', '%', r => r.decode_bytes_s / 1e7 / bandwidth, 0, true])
   const line = cells => cells.map((cell, i) => (i ? cell.padStart(12) : cell.padEnd(28))).join('')
   const body = rows.map(([name, unit, get, digits, moreIsBetter]) => {
     const [a, b] = [ours, theirs].map(result => result && get(result))
@@ -85,19 +85,19 @@ function table(ours, theirs, bandwidth) {
 await makeModel(shapeName, folder)
 const shape = shapes[shapeName]
 
-// Bytes a second that all threads together can read: `{ read_bytes_per_s }` in one line.
+// What all threads together can read: `{ read_gb_per_s }`.
 const machine = (await access(machineBench).then(
   () => true,
   () => false,
 ))
-  ? await lastLine(machineBench, ['--json', '--threads', values.threads])
+  ? await output(machineBench, ['--json', '--device', 'cpu', '--threads', values.threads])
   : undefined
 
 const runs = { cria: [], 'llama-cpp': [] }
 for (let round = 0; round < Number(values.rounds); round++) {
   for (const engine of Object.keys(runs)) {
     try {
-      const result = await lastLine(join(here, `${engine}.mjs`), [folder, ...numbers])
+      const result = await output(join(here, `${engine}.mjs`), [folder, ...numbers])
       runs[engine].push({ ...result, decode_bytes_s: decodeBytes(shape, result) })
     } catch (error) {
       console.error(`${engine} failed: ${error.stderr || error.message}`)
@@ -110,8 +110,8 @@ const [ours, theirs] = [summary(runs.cria), summary(runs['llama-cpp'])]
 const tokens = agreement(ours, theirs)
 console.log(`${shapeName}, ${values.threads} threads, prompt of ${values.prefill}, ${values.decode} decoded, ${cpus()[0].model}`)
 if (theirs) console.log(`${theirs.version}, ${theirs.backend}`)
-if (machine) console.log(`read bandwidth ${(machine.read_bytes_per_s / 1e9).toFixed(1)} GB/s`)
-console.log(`\n${table(ours, theirs, machine?.read_bytes_per_s)}\n\n${tokens?.text ?? ''}`)
+if (machine) console.log(`read bandwidth ${machine.read_gb_per_s.toFixed(1)} GB/s`)
+console.log(`\n${table(ours, theirs, machine?.read_gb_per_s)}\n\n${tokens?.text ?? ''}`)
 
 if (values.out) {
   await mkdir(dirname(resolve(values.out)), { recursive: true })

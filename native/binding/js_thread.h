@@ -11,7 +11,11 @@ class JsThread {
  public:
   using Job = std::function<void(Napi::Env)>;
 
-  explicit JsThread(Napi::Env env) : function_(Function::New(env, "cria", 0, 1)) { function_.Unref(env); }
+  explicit JsThread(Napi::Env env)
+      : function_(Napi::ThreadSafeFunction::New(env, Napi::Function::New(env, [](const Napi::CallbackInfo&) {}), "cria",
+                                                0, 1)) {
+    function_.Unref(env);
+  }
   ~JsThread() { function_.Release(); }
   JsThread(const JsThread&) = delete;
   JsThread& operator=(const JsThread&) = delete;
@@ -19,7 +23,11 @@ class JsThread {
   // From any thread. The job is dropped when the environment is being torn down.
   void post(Job job) {
     auto* heap = new Job(std::move(job));
-    if (function_.NonBlockingCall(heap) != napi_ok) delete heap;
+    const napi_status posted = function_.NonBlockingCall(heap, [](Napi::Env env, Napi::Function, Job* mine) {
+      if (env) (*mine)(env);
+      delete mine;
+    });
+    if (posted != napi_ok) delete heap;
   }
   // On the JavaScript thread: one more, one less job that the process must stay alive for.
   void wait(Napi::Env env) {
@@ -30,12 +38,7 @@ class JsThread {
   }
 
  private:
-  static void call(Napi::Env env, Napi::Function, std::nullptr_t*, Job* job) {
-    if (env) (*job)(env);
-    delete job;
-  }
-  using Function = Napi::TypedThreadSafeFunction<std::nullptr_t, Job, call>;
-  Function function_;
+  Napi::ThreadSafeFunction function_;
   int waiting_ = 0;
 };
 

@@ -245,7 +245,9 @@ void stream(const Linear& op, Worker& worker, int64_t tokens) {
       float y[kFew][kRows] = {};
       for (int64_t k = 0; k < cols; k += M::kSegment) {
         const int64_t count = least(M::kSegment, cols - k);
-        Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(kRows * cols * 2), uintptr_t(cols * 2), ahead_rows};
+        // Next: the next columns of these rows, or the first columns of the next rows.
+        const int64_t distance = k + count < cols ? count : kRows * cols - k;
+        Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(distance * 2), uintptr_t(cols * 2), ahead_rows};
         for (int64_t t = 0; t < tokens; t += kTokens) {
           with_constant(tokens - t, [&](auto size) __attribute__((always_inline)) {
             tile_in_place<M, size()>(y[t], w, x + t * cols + k, cols, count, ahead);

@@ -7,9 +7,9 @@
 namespace cria::CRIA_ISA {
 namespace {
 
-// Orders like the float: a < b as numbers <=> key(a) < key(b).
+// Orders like the float: a < b as numbers <=> key(a) < key(b). -0 + 0 is 0: they are equal.
 CRIA_INLINE uint32_t key_of(float f) {
-  const uint32_t u = bits_as<uint32_t>(f);
+  const uint32_t u = bits_as<uint32_t>(f + 0.0f);
   return u & 0x80000000u ? ~u : u | 0x80000000u;
 }
 
@@ -45,7 +45,7 @@ uint32_t threshold(const float* logits, int64_t vocab, uint32_t from, double wan
     int bin = 255, lowest = -1;
     for (; bin >= 0; bin--) {
       if (bins[bin] > 0) lowest = bin;
-      if (above + bins[bin] >= wanted) break;
+      if (bins[bin] > 0 && above + bins[bin] >= wanted) break;  // never an empty suffix, even for 0
       above += bins[bin];
     }
     if (bin < 0) {  // rounding: the whole set falls short of `wanted` by an ulp
@@ -62,7 +62,7 @@ uint32_t threshold(const float* logits, int64_t vocab, uint32_t from, double wan
 struct Statistics {
   float max;
   bool finite;  // no NaN, no +infinity, and not all -infinity
-  float log_sum;  // log of the sum of e^logit
+  float log_sum;  // log of the sum of e^(logit - max)
 };
 Statistics look_at(const float* logits, int64_t vocab) {
   const float lowest = -__builtin_inff();
@@ -85,7 +85,7 @@ Statistics look_at(const float* logits, int64_t vocab) {
   if (any_nan || max == lowest || max == -lowest) return {max, false, 0};
   vf sum = {};
   for (int64_t i = 0; i < vocab; i += kLanes) sum += vexp(chunk(i) - max);
-  return {max, true, max + float(__builtin_log(double(hsum(sum))))};
+  return {max, true, float(__builtin_log(double(hsum(sum))))};
 }
 
 int64_t draw(const Sample& op, int64_t row, const float* logits, int64_t vocab, float max) {
@@ -110,7 +110,8 @@ int64_t draw(const Sample& op, int64_t row, const float* logits, int64_t vocab, 
       if (key_of(logits[i]) >= kept) total += weight(i);
     kept = threshold(logits, vocab, kept, double(top_p) * total, weight);
   }
-  const double least = min_p > 0 ? double(max) + double(temperature) * __builtin_log(double(min_p)) : -__builtin_inf();
+  const double least = min_p >= 1 ? double(max)
+                       : min_p > 0 ? double(max) + double(temperature) * __builtin_log(double(min_p)) : -__builtin_inf();
   const auto* seed = static_cast<const uint32_t*>(op.seed.data) + 2 * row;
   const auto position = uint32_t(static_cast<const int32_t*>(op.position.data)[row]);
   double best = -__builtin_inf();
@@ -136,7 +137,7 @@ void run(const Sample& op, Worker& w) {
       const Statistics s = look_at(logits, vocab);
       const int64_t id = s.finite ? draw(op, row, logits, vocab, s.max) : 0;
       static_cast<int32_t*>(op.ids.data)[row] = int32_t(id);
-      static_cast<float*>(op.logprobs.data)[row] = s.finite ? logits[id] - s.log_sum : __builtin_nanf("");
+      static_cast<float*>(op.logprobs.data)[row] = s.finite ? (logits[id] - s.max) - s.log_sum : __builtin_nanf("");
       static_cast<int32_t*>(op.status.data)[row] = s.finite ? 0 : 1;
       if (op.sampled.rank) static_cast<int32_t*>(op.sampled.data)[row] = int32_t(id);
     }

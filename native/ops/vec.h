@@ -36,6 +36,10 @@ using vu __attribute__((vector_size(kLanes * 4))) = uint32_t;
 using vh __attribute__((vector_size(kLanes * 2))) = uint16_t;  // kLanes bf16
 using f4 __attribute__((vector_size(16))) = float;
 
+#ifdef __AVX512F__
+constexpr __mmask16 kAll = 0xffff;  // for the maskz_ forms: g++ 12 warns of uninitialised values in the plain ones
+#endif
+
 CRIA_INLINE vf splat(float f) { return vf{} + f; }
 
 // --- Loads and stores: any address. memcpy of a whole vector is one unaligned move.
@@ -79,9 +83,9 @@ CRIA_INLINE void still_used(V v) {
 // kLanes elements in their order.
 CRIA_INLINE vf widen(vh h) {
 #if defined(__AVX512F__)  // g++ 12 makes four instructions of the conversions of 16 lanes, and three of 8
-  return bits_as<vf>(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits_as<__m256i>(h)), 16));
+  return bits_as<vf>(bits_as<vu>(_mm512_maskz_cvtepu16_epi32(kAll, bits_as<__m256i>(h))) << 16);
 #elif defined(__AVX2__)
-  return bits_as<vf>(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits_as<__m128i>(h)), 16));
+  return bits_as<vf>(bits_as<vu>(_mm256_cvtepu16_epi32(bits_as<__m128i>(h))) << 16);
 #else
   return bits_as<vf>(__builtin_convertvector(h, vu) << 16);
 #endif
@@ -116,7 +120,7 @@ CRIA_INLINE vh narrow(vf v) {
   const vu rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
   const vu kept = v == v ? rounded : vu{} + 0x7fffu;
 #if defined(__AVX512F__)
-  return bits_as<vh>(_mm512_cvtepi32_epi16(bits_as<__m512i>(kept)));
+  return bits_as<vh>(_mm512_maskz_cvtepi32_epi16(kAll, bits_as<__m512i>(kept)));
 #else
   return __builtin_convertvector(kept, vh);
 #endif

@@ -298,8 +298,9 @@ describe('a device that fails', () => {
         const value = Reflect.get(target, name, target)
         if (typeof value !== 'function') return value
         return (...args: unknown[]) => {
-          if (name === method && armed && ++calls === (method === 'record' ? 1 : 5)) throw failure
-          return value.apply(target, args)
+          const fails = name === method && armed && ++calls === (method === 'record' ? 1 : 5)
+          if (fails && method !== 'read') throw failure
+          return fails ? Promise.reject(failure) : value.apply(target, args)
         }
       },
     }) as Device

@@ -1,7 +1,7 @@
 // Batches over a paged cache, for the tests of ropeAppend and attention.
 import type { DeviceTensor, KvLayer, StepInputs } from '../../binding.d.ts'
 import type { Lab } from './conforms.ts'
-import { ceil, type Random, type Values } from './numbers.ts'
+import { ceil, max, type Random, type Values } from './numbers.ts'
 
 export interface HeadShape {
   readonly heads: number
@@ -38,7 +38,7 @@ export function deal(random: Random, lengths: readonly number[], pageSize: numbe
   const owned = counts.reduce((a, b) => a + b, 0)
   const free = [...Array(owned + 3).keys()]
   const order = shuffle ? random.shuffled(free) : free
-  const most = counts.reduce((a, b) => (a > b ? a : b), 0) + 1
+  const most = counts.reduce((a, b) => max(a, b), 0) + 1
   let next = 0
   const table = counts.map(count => {
     const mine = order.slice(next, next + count)
