@@ -140,6 +140,24 @@ struct Ahead {
   void next() { row += uintptr_t(rows) * stride; }
 };
 
+// For up to kTokens tokens, when nothing but memory counts: the same rows 1 KB further on, into L1 (measured: 93 to 95% of
+// a plain read loop, where 2 KB further on or into L2 reach 80). In the last KB of a row: the row of the next tile.
+struct Near {
+  static constexpr int64_t kDistance = 1024;
+  const bf16* const* row;  // [kRows]
+  int64_t rest;            // bytes from here to the end of the row
+  uintptr_t jump;          // from the end of a row to the beginning of that of the next tile
+
+  CRIA_INLINE void request(int64_t offset) const {
+    const uintptr_t distance = uintptr_t(offset + kDistance) + (offset + kDistance < rest ? 0 : jump);
+#pragma GCC unroll 8
+    for (int r = 0; r < kRows; r++) __builtin_prefetch(reinterpret_cast<const void*>(uintptr_t(row[r]) + distance), 0, 3);
+  }
+};
+struct Nothing {
+  CRIA_INLINE void request(int64_t) const {}
+};
+
 // --- The sum
 
 template <class M, int half, int tokens, class W, class X>
@@ -157,8 +175,8 @@ CRIA_INLINE void accumulate(vf (&sum)[tokens][kRows], const W& w, const X& x, in
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; t++) still_used(xs[t]);
 }
-template <class M, int tokens, class W, class X>
-CRIA_INLINE void accumulate_steps(vf (&sum)[tokens][kRows], const W& w, const X& x, int64_t steps, const Ahead& ahead) {
+template <class M, int tokens, class W, class X, class P>
+CRIA_INLINE void accumulate_steps(vf (&sum)[tokens][kRows], const W& w, const X& x, int64_t steps, const P& ahead) {
   for (int64_t s = 0; s < steps; s++) {
     ahead.request(s * M::kStep * 2);
     accumulate<M, 0>(sum, w, x, s);
@@ -215,9 +233,9 @@ CRIA_INLINE void with_constant(int64_t tokens, F f) {
 // --- Few tokens
 
 // to[t][r] += the sum over `count` columns of kRows weight rows and `tokens` rows of x.
-template <class M, int tokens, class T>
-void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t cols, int64_t count,
-                   const Ahead& ahead) {
+template <class M, int tokens, class T, class P>
+CRIA_INLINE void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t cols, int64_t count,
+                               const P& ahead) {
   const int64_t steps = count / M::kStep, rest = count % M::kStep;
   Raw<M, T, tokens> xs;
   for (int t = 0; t < tokens; t++) xs.row[t] = x + t * cols;
@@ -227,7 +245,7 @@ void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t 
     alignas(64) std::byte w_rest[kRows * kStepBytes<M>], x_rest[tokens * kStepBytes<M>];
     for (int r = 0; r < kRows; r++) pack_rest<M, kRows>(w_rest, 0, r, w.row[r] + steps * M::kStep, rest);
     for (int t = 0; t < tokens; t++) pack_rest<M, tokens>(x_rest, 0, t, xs.row[t] + steps * M::kStep, rest);
-    accumulate_steps<M>(sum, Panel<M, kRows>{w_rest}, Panel<M, tokens>{x_rest}, 1, Ahead{});
+    accumulate_steps<M>(sum, Panel<M, kRows>{w_rest}, Panel<M, tokens>{x_rest}, 1, Nothing{});
   }
   add_segment(to, kRows, sum);
 }
@@ -245,6 +263,14 @@ void stream(const Linear& op, Worker& worker, int64_t tokens) {
       float y[kFew][kRows] = {};
       for (int64_t k = 0; k < cols; k += M::kSegment) {
         const int64_t count = least(M::kSegment, cols - k);
+        if (tokens <= kTokens) {
+          const Near near{w.row, (cols - k) * 2, uintptr_t((kRows - 1) * cols * 2)};
+          with_constant(tokens, [&](auto size) __attribute__((always_inline)) {
+            tile_in_place<M, size()>(y[0], w, x + k, cols, count, near);
+          });
+          for (int r = 0; r < kRows; r++) w.row[r] += count;
+          continue;
+        }
         // Next: the next columns of these rows, or the first columns of the next rows.
         const int64_t distance = k + count < cols ? count : kRows * cols - k;
         Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(distance * 2), uintptr_t(cols * 2), ahead_rows};

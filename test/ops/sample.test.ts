@@ -39,11 +39,13 @@ async function compare(lab: Lab, logits: Values, rows: readonly Settings[]): Pro
     rows.map((settings, i) => draw(row(i), settings)),
     'id of row',
   )
-  closeF32(
-    logprobs,
-    Float64Array.from(ids, (id, i) => logprob(row(i), id)),
-    1e-10,
-  ) // a subtraction, a logarithm: a few 2^-24
+  for (const [i, found] of logprobs.entries()) closeLogprob(found, logprob(row(i), ids[i]!))
+}
+
+/** A sum of vocab / lanes terms near 1, its logarithm, two subtractions: 16 roundings of what they meet. */
+function closeLogprob(found: number, exact: number): void {
+  if (!(found <= 0 && abs(found - exact) <= 16 * u32 * (1 + abs(exact))))
+    throw new Error(`logprob is ${found}, expected ${exact}`)
 }
 
 /** The same row of logits, many times. */
