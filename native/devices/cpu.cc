@@ -215,12 +215,12 @@ SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float 
 // Best of five: the machine may be shared, and its best is the ceiling.
 void CpuDevice::measure(Ceilings* result, Done done) {
   Task task{[this, result](Team& team) {
-    constexpr int64_t kFloats = int64_t{1} << 26;  // 256 MB each way: far more than any cache holds for one core
+    constexpr int64_t kFloats = int64_t{1} << 28;  // 1 GB: the largest shared caches hold a quarter
     constexpr int64_t kRounds = 2'000'000;
     const CeilingLoops loops = isa_.ceilings();
-    const auto memory = host_memory(2 * kFloats * sizeof(float));
+    const auto memory = host_memory(kFloats * sizeof(float));
     auto* const from = static_cast<float*>(memory->data);
-    const int64_t share = kFloats / team.size() / 1024 * 1024, used = share * team.size();
+    const int64_t share = kFloats / team.size() / 2048 * 2048, used = share * team.size();
     std::atomic<float> sink{0};  // so that no loop is removed
     const auto best = [&](auto loop) {
       double seconds = 1e30;
@@ -232,8 +232,8 @@ void CpuDevice::measure(Ceilings* result, Done done) {
       return seconds;
     };
     best([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
-    result->copy = 2.0 * double(used) * sizeof(float) /
-                   best([&](int64_t begin) { loops.copy(from + kFloats + begin, from + begin, share); });
+    result->copy = double(used) * sizeof(float) /
+                   best([&](int64_t begin) { loops.copy(from + begin + share / 2, from + begin, share / 2); });
     result->read =
         double(used) * sizeof(float) / best([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
     result->flops = loops.flops_per_round * double(kRounds) * team.size() /

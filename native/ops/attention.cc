@@ -1,8 +1,8 @@
 // attention.cc - for one token and up to four query heads of a key/value head: scores, softmax, weighted sum of values.
 //
-// The bits of a row depend on its query and on the keys and values it sees, in their order: a score is one fixed sum over
-// the head, the softmax runs over the visible length alone, and values are added key by key. Pages, batch and chunks of
-// the prompt change where the operands lie and nothing else.
+// The bits of a row depend on its query and on the keys and values it sees, in their order: a score is one fixed sum
+// over the head, the softmax runs over the visible length alone, and values are added key by key. Pages, batch and
+// chunks of the prompt change where the operands lie and nothing else.
 #include "attention.h"
 
 #include "vec.h"
@@ -11,9 +11,10 @@
 namespace cria::CRIA_ISA {
 namespace {
 
-constexpr int kQueries = 4;        // query heads that share each load of a key or value
-constexpr int64_t kBlock = 8;      // tokens of a sequence that a thread takes at once: keys are read from L2 after the first
-constexpr int kColumns = 4;        // vectors of a value row whose sums stay in registers: 4 x 4 of 16 or 32
+constexpr int kQueries = 4;  // query heads that share each load of a key or value
+constexpr int64_t kBlock =
+    8;                       // tokens of a sequence that a thread takes at once: keys are read from L2 after the first
+constexpr int kColumns = 4;  // vectors of a value row whose sums stay in registers: 4 x 4 of 16 or 32
 
 constexpr int64_t round_up(int64_t n, int64_t to) { return (n + to - 1) / to * to; }
 
@@ -36,7 +37,8 @@ struct Cache {
 
 // scores[q][j] = scale * query[q] . key[j] for keys [0, length). Two keys at a time, for more independent sums.
 template <class T>
-void score(float* scores, int64_t stride, const float* query, int64_t head, const Cache<T>& keys, int64_t length, float scale) {
+void score(float* scores, int64_t stride, const float* query, int64_t head, const Cache<T>& keys, int64_t length,
+           float scale) {
   const int64_t full = keys.dim / kLanes, rest = keys.dim % kLanes;
   for (int64_t begin = 0, p = 0; begin < length; begin += keys.page_size, p++) {
     const T* page = keys.page(p);
@@ -109,8 +111,8 @@ void weigh(T* const (&y)[kQueries], int queries, const float* weights, int64_t s
 
 // The columns after the last whole vector, one by one.
 template <class T>
-void weigh_rest(T* const (&y)[kQueries], int queries, const float* weights, int64_t stride, const float (&total)[kQueries],
-                const Cache<T>& values, int64_t length, int64_t column) {
+void weigh_rest(T* const (&y)[kQueries], int queries, const float* weights, int64_t stride,
+                const float (&total)[kQueries], const Cache<T>& values, int64_t length, int64_t column) {
   for (int q = 0; q < queries; q++)
     for (int64_t d = column; d < values.dim; d++) {
       float sum = 0;
@@ -123,11 +125,11 @@ void weigh_rest(T* const (&y)[kQueries], int queries, const float* weights, int6
 }
 
 template <class T>
-void token(const Attention& op, int64_t row, int64_t kv_head, const Cache<T>& keys, const Cache<T>& values, int64_t length,
-           float* scratch) {
+void token(const Attention& op, int64_t row, int64_t kv_head, const Cache<T>& keys, const Cache<T>& values,
+           int64_t length, float* scratch) {
   const Scratch layout(op);
   const int64_t heads = op.q.dims[1], dim = keys.dim, group = heads / op.k.dims[1];
-  float* query = scratch;                            // [kQueries, head]
+  float* query = scratch;                             // [kQueries, head]
   float* weights = scratch + kQueries * layout.head;  // [kQueries, length]
   const float scale = 1.0f / __builtin_sqrtf(float(dim));
   for (int64_t g = 0; g < group; g += kQueries) {
@@ -135,7 +137,8 @@ void token(const Attention& op, int64_t row, int64_t kv_head, const Cache<T>& ke
     T* y[kQueries] = {};
     for (int q = 0; q < kQueries; q++) {  // places beyond `queries` repeat the last head, and nobody looks at them
       const int64_t at = row * heads * dim + (kv_head * group + g + (q < queries ? q : queries - 1)) * dim;
-      for (int64_t d = 0; d < layout.head; d++) query[q * layout.head + d] = d < dim ? float(static_cast<const T*>(op.q.data)[at + d]) : 0.0f;
+      for (int64_t d = 0; d < layout.head; d++)
+        query[q * layout.head + d] = d < dim ? float(static_cast<const T*>(op.q.data)[at + d]) : 0.0f;
       y[q] = static_cast<T*>(op.y.data) + at;
     }
     score(weights, layout.length, query, layout.head, keys, length, scale);
@@ -152,7 +155,8 @@ void token(const Attention& op, int64_t row, int64_t kv_head, const Cache<T>& ke
 
 template <class T>
 void sequences(const Attention& op, Worker& w) {
-  const int64_t seqs = op.kvLength.dims[0], kv_heads = op.k.dims[1], dim = op.k.dims[3], max_pages = op.pageTable.dims[1];
+  const int64_t seqs = op.kvLength.dims[0], kv_heads = op.k.dims[1], dim = op.k.dims[3],
+                max_pages = op.pageTable.dims[1];
   const int64_t page_size = op.k.dims[2], stride = kv_heads * page_size * dim, width = op.y.dims[1];
   const auto* start = static_cast<const int32_t*>(op.queryStart.data);
   const auto* lengths = static_cast<const int32_t*>(op.kvLength.data);
@@ -168,9 +172,11 @@ void sequences(const Attention& op, Worker& w) {
   int64_t s = 0, before = 0;  // units before sequence s; take() only counts up
   for (int64_t unit, next; w.take(unit, next, units);) {
     int64_t blocks;
-    while (blocks = (rows_of(s) + kBlock - 1) / kBlock, unit >= before + blocks * kv_heads) before += blocks * kv_heads, s++;
+    while (blocks = (rows_of(s) + kBlock - 1) / kBlock, unit >= before + blocks * kv_heads)
+      before += blocks * kv_heads, s++;
     // Late blocks see the most keys, so they are dealt first.
-    const int64_t block = blocks - 1 - (unit - before) / kv_heads, kv_head = (unit - before) % kv_heads, rows = rows_of(s);
+    const int64_t block = blocks - 1 - (unit - before) / kv_heads, kv_head = (unit - before) % kv_heads,
+                  rows = rows_of(s);
     const int32_t* pages = static_cast<const int32_t*>(op.pageTable.data) + s * max_pages;
     const auto cache = [&](const Tensor& t) __attribute__((always_inline)) {
       return Cache<T>{static_cast<const T*>(t.data) + kv_head * page_size * dim, pages, page_size, stride, dim};
@@ -191,7 +197,9 @@ void sequences(const Attention& op, Worker& w) {
 
 }  // namespace
 
-size_t workspace(const Attention& op, int threads) { return size_t(threads) * size_t(Scratch(op).size()) * sizeof(float); }
+size_t workspace(const Attention& op, int threads) {
+  return size_t(threads) * size_t(Scratch(op).size()) * sizeof(float);
+}
 
 void run(const Attention& op, Worker& w) {
   if (op.q.dtype == DType::bf16)

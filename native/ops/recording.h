@@ -12,7 +12,8 @@ class Recording {
   // activation: what the device keeps activations in: bf16, or f32 in its test mode.
   explicit Recording(DType activation) : activation_(activation) {}
 
-  // Checks the op against its contract, gives its results their shapes and appends it. Throws, and then nothing changed.
+  // Checks the op against its contract, gives its results their shapes and appends it. Throws, and then nothing
+  // changed.
   template <class Op>
   void add(Op& op) {
     Check check(Op::name, activation_);

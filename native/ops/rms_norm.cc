@@ -26,8 +26,7 @@ void norm_row(T* y, const float* x, const bf16* weight, int64_t dim, float eps) 
   const vf scale = splat(1.0f / __builtin_sqrtf(mean + eps));
   d = 0;
   for (; d + kLanes <= dim; d += kLanes) store(y + d, load(x + d) * scale * load(weight + d));
-  if (d < dim)
-    store_part(y + d, load_part(x + d, dim - d) * scale * load_part(weight + d, dim - d), dim - d);
+  if (d < dim) store_part(y + d, load_part(x + d, dim - d) * scale * load_part(weight + d, dim - d), dim - d);
 }
 
 }  // namespace

@@ -26,7 +26,8 @@ void rotate(T* y, const T* x, const float* cosines, const float* sines, int64_t 
 
 template <class T>
 void tokens(const RopeAppend& op, Worker& w) {
-  const int64_t heads = op.heads(), kv_heads = op.kv_heads(), page = op.page_size(), dim = op.head_dim(), half = dim / 2;
+  const int64_t heads = op.heads(), kv_heads = op.kv_heads(), page = op.page_size(), dim = op.head_dim(),
+                half = dim / 2;
   const auto* positions = static_cast<const int32_t*>(op.positions.data);
   const auto* slots = static_cast<const int32_t*>(op.slots.data);
   const auto* inv_freq = static_cast<const float*>(op.invFreq.data);

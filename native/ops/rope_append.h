@@ -1,4 +1,5 @@
-// rope_append.h - rotates q and k by position (half-split pairs, as in the Hugging Face layout) and stores k, v in the cache.
+// rope_append.h - rotates q and k by position (half-split pairs, as in the Hugging Face layout) and stores k, v in the
+// cache.
 #pragma once
 #include "../core/contract.h"
 

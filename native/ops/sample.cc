@@ -1,4 +1,5 @@
-// sample.cc - no sort: the kept set is everything from a threshold up, found by radix descent on the ordered bits of floats.
+// sample.cc - no sort: the kept set is everything from a threshold up, found by radix descent on the ordered bits of
+// floats.
 #include "sample.h"
 
 #include "vec.h"
@@ -18,7 +19,8 @@ uint32_t philox(uint32_t id, uint32_t position, uint32_t low, uint32_t high) {
   uint32_t c[4] = {id, position, 0, 0};
   for (int round = 0; round < 10; round++) {
     const uint64_t a = uint64_t{0xD2511F53u} * c[0], b = uint64_t{0xCD9E8D57u} * c[2];
-    const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ low, uint32_t(b), uint32_t(a >> 32) ^ c[3] ^ high, uint32_t(a)};
+    const uint32_t next[4] = {uint32_t(b >> 32) ^ c[1] ^ low, uint32_t(b), uint32_t(a >> 32) ^ c[3] ^ high,
+                              uint32_t(a)};
     std::memcpy(c, next, sizeof c);
     low += 0x9E3779B9u;
     high += 0xBB67AE85u;
@@ -30,8 +32,8 @@ uint32_t philox(uint32_t id, uint32_t position, uint32_t low, uint32_t high) {
 double gumbel(uint32_t random) { return -__builtin_log(-__builtin_log((double(random) + 0.5) * 0x1p-32)); }
 constexpr double kMostGumbel = 23.0;
 
-// The smallest key whose suffix - all entries with that key or a larger one, among those from `from` up - has a weight of at
-// least `wanted`: four passes, a byte of the key each. weight(i) is 1 to count, or a probability.
+// The smallest key whose suffix - all entries with that key or a larger one, among those from `from` up - has a weight
+// of at least `wanted`: four passes, a byte of the key each. weight(i) is 1 to count, or a probability.
 template <class Weight>
 uint32_t threshold(const float* logits, int64_t vocab, uint32_t from, double wanted, Weight weight) {
   uint32_t prefix = 0, mask = 0;
@@ -61,7 +63,7 @@ uint32_t threshold(const float* logits, int64_t vocab, uint32_t from, double wan
 
 struct Statistics {
   float max;
-  bool finite;  // no NaN, no +infinity, and not all -infinity
+  bool finite;    // no NaN, no +infinity, and not all -infinity
   float log_sum;  // log of the sum of e^(logit - max)
 };
 Statistics look_at(const float* logits, int64_t vocab) {
@@ -95,7 +97,8 @@ int64_t draw(const Sample& op, int64_t row, const float* logits, int64_t vocab, 
     while (logits[i] != max) i++;
     return i;
   }
-  const float top_p = static_cast<const float*>(op.topP.data)[row], min_p = static_cast<const float*>(op.minP.data)[row];
+  const float top_p = static_cast<const float*>(op.topP.data)[row],
+              min_p = static_cast<const float*>(op.minP.data)[row];
   const int32_t top_k = static_cast<const int32_t*>(op.topK.data)[row];
   const double inverse = 1.0 / double(temperature);
   uint32_t kept = 0;  // keys from here on
@@ -110,8 +113,9 @@ int64_t draw(const Sample& op, int64_t row, const float* logits, int64_t vocab, 
       if (key_of(logits[i]) >= kept) total += weight(i);
     kept = threshold(logits, vocab, kept, double(top_p) * total, weight);
   }
-  const double least = min_p >= 1 ? double(max)
-                       : min_p > 0 ? double(max) + double(temperature) * __builtin_log(double(min_p)) : -__builtin_inf();
+  const double least = min_p >= 1  ? double(max)
+                       : min_p > 0 ? double(max) + double(temperature) * __builtin_log(double(min_p))
+                                   : -__builtin_inf();
   const auto* seed = static_cast<const uint32_t*>(op.seed.data) + 2 * row;
   const auto position = uint32_t(static_cast<const int32_t*>(op.position.data)[row]);
   double best = -__builtin_inf();

@@ -1,9 +1,9 @@
 // sample.h - one token per row of logits: argmax(logit / T + Gumbel(seed, position, id)) over the kept set.
 //
 // The kept set, in this order: the topK largest logits; of those the smallest set of most probable tokens whose
-// probability (softmax of logit / T over what topK kept) reaches topP; of those the ones at least minP times as probable
-// as the best. Tokens that tie with the last one kept are kept too. Temperature 0 takes the largest logit, the lowest id
-// among equals. The draw depends on seed, position and id alone, never on what else is in the batch.
+// probability (softmax of logit / T over what topK kept) reaches topP; of those the ones at least minP times as
+// probable as the best. Tokens that tie with the last one kept are kept too. Temperature 0 takes the largest logit, the
+// lowest id among equals. The draw depends on seed, position and id alone, never on what else is in the batch.
 #pragma once
 #include "../core/contract.h"
 
@@ -18,10 +18,10 @@ struct Sample {
   Tensor topK;         // [out]         0 = off
   Tensor seed;         // [out, 2]      low and high word
   Tensor position;     // [out]
-  Tensor sampled;      // [sampled]     optional, at least `out` long: the ids again, where the next step's embed reads them
-  Tensor ids;          // [out]
-  Tensor logprobs;     // [out]         log softmax(logits)[id], before temperature and truncation
-  Tensor status;       // [out]         0, or 1: a logit was NaN or all were -infinity; the id is then 0
+  Tensor sampled;  // [sampled]     optional, at least `out` long: the ids again, where the next step's embed reads them
+  Tensor ids;      // [out]
+  Tensor logprobs;  // [out]         log softmax(logits)[id], before temperature and truncation
+  Tensor status;    // [out]         0, or 1: a logit was NaN or all were -infinity; the id is then 0
 
   template <class V>
   void contract(V& c) {

@@ -24,7 +24,8 @@ void rows(const Swiglu& op, Worker& w) {
   for (int64_t unit, next; w.take(unit, next, live_rows(op.gateUp) * spans);) {
     const int64_t t = unit / spans, begin = unit % spans * kSpan;
     const T* gate = static_cast<const T*>(op.gateUp.data) + t * 2 * hidden;
-    span(static_cast<T*>(op.y.data) + t * hidden, gate, gate + hidden, begin, begin + kSpan < hidden ? begin + kSpan : hidden);
+    span(static_cast<T*>(op.y.data) + t * hidden, gate, gate + hidden, begin,
+         begin + kSpan < hidden ? begin + kSpan : hidden);
   }
 }
 

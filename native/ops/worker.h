@@ -12,8 +12,8 @@ namespace cria {
 // barrier() separates phases. Results must not depend on which thread does a unit, nor on how many threads there are.
 class Worker {
  public:
-  int index = 0;    // 0 .. count - 1
-  int count = 1;    // threads in the team
+  int index = 0;                 // 0 .. count - 1
+  int count = 1;                 // threads in the team
   std::byte* scratch = nullptr;  // workspace(op) bytes, shared by the team, 64-byte aligned, undefined at the start
 
   // The next `grain` units of `total`, dealt dynamically: for (auto [i, end] = ...; take(i, end, total, grain);) ...
