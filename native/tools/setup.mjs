@@ -109,7 +109,9 @@ if (major < 20 || (major === 20 && minor < 19)) refuse(`Node 20.19 or newer is n
 const bin = name => join('node_modules', '.bin', name)
 
 await step('dependencies', 'node_modules/.cria-stamp', ['package.json', 'package-lock.json'], bin('cmake-js'), async () => {
-  await run('installing dependencies', 'npm', ['ci', '--ignore-scripts', '--no-audit', '--no-fund'], join('build', 'install.log'))
+  // Not `npm ci`: it refuses a lock file in which optional packages for other platforms are missing.
+  const args = ['install', '--no-save', '--ignore-scripts', '--no-audit', '--no-fund']
+  await run('installing dependencies', 'npm', args, join('build', 'install.log'))
 })
 
 await step(
