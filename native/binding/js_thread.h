@@ -3,6 +3,7 @@
 #include <napi.h>
 
 #include <functional>
+#include <memory>
 
 namespace cria {
 
@@ -24,8 +25,13 @@ class JsThread {
   void post(Job job) {
     auto* heap = new Job(std::move(job));
     const napi_status posted = function_.NonBlockingCall(heap, [](Napi::Env env, Napi::Function, Job* mine) {
-      if (env) (*mine)(env);
-      delete mine;
+      const std::unique_ptr<Job> job_of_ours(mine);
+      try {
+        if (env) (*mine)(env);
+      } catch (...) {
+        // Jobs report their own failures. What gets here is a worker being terminated, in which no JavaScript runs any
+        // more: nobody is left to be told.
+      }
     });
     if (posted != napi_ok) delete heap;
   }
