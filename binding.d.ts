@@ -179,7 +179,7 @@ export interface Device {
   random(shape: readonly number[], seed: number, std: number): Weight
   /** Copies whole pages of every layer, in order: from[i] -> to[i]. */
   copyPages(kv: readonly KvLayer[], from: Int32Array, to: Int32Array): void
-  /** What this machine can do at best, measured now in about a second: the denominators of benchmarks. */
+  /** What this machine can do, measured now in about a second (medians of five): the denominators of benchmarks. */
   measure(): Promise<Ceilings>
   /** Runs `body` once, keeps what it recorded. */
   record<R>(body: (op: Recorder) => R): Program<R>

@@ -34,10 +34,10 @@ for (let i = 0; i < options.repeat; i++) {
     }),
   )
   first.push(times[0]![0]! - begin)
-  for (const arrivals of times) perToken.push((arrivals.at(-1)! - arrivals[0]!) / decode)
+  for (const arrivals of times) perToken.push(...arrivals.slice(1).map((at, j) => at - arrivals[j]!))
 }
 const steady = await ceilings(options)
-const read = Math.max(limits.read, steady.read)
+const read = median([limits.read, steady.read])
 
 const step = median(perToken) / 1000
 const streamed = inspect(config).weights.streamedBytes

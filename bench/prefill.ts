@@ -28,7 +28,7 @@ for (let i = 0; i <= options.repeat; i++) {
   if (i > 0) seconds.push((performance.now() - begin) / 1000) // the first one records the program and touches its memory
 }
 const steady = await ceilings(options)
-const peak = Math.max(limits.flops, steady.flops)
+const peak = median([limits.flops, steady.flops])
 
 const time = median(seconds)
 const flops = batch * inspect(config, { tokens: prompt, logits: 'last' }).totals.flops

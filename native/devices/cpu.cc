@@ -1,6 +1,8 @@
 // cpu.cc - the CPU device: a thread that owns the queue, and a team that runs every command together.
 #include <sched.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <chrono>
 #include <condition_variable>
@@ -226,7 +228,7 @@ SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float 
   return adopt(data, 2, rows, cols, memory);
 }
 
-// Best of five: the machine may be shared, and its best is the ceiling.
+// The median of five, as benchmarks take medians: on a shared machine both sides of a ratio then suffer alike.
 void CpuDevice::measure(Ceilings* result, Done done) {
   Task task{[this, result](Team& team) {
     constexpr int64_t kFloats = int64_t{1} << 28;  // 1 GB: the largest shared caches hold a quarter
@@ -236,22 +238,23 @@ void CpuDevice::measure(Ceilings* result, Done done) {
     auto* const from = static_cast<float*>(memory->data);
     const int64_t share = kFloats / team.size() / 2048 * 2048, used = share * team.size();
     std::atomic<float> sink{0};  // so that no loop is removed
-    const auto best = [&](auto loop) {
-      double seconds = 1e30;
-      for (int i = 0; i < 5; i++) {
+    const auto median = [&](auto loop) {
+      std::array<double, 5> seconds{};
+      for (double& t : seconds) {
         const auto start = std::chrono::steady_clock::now();
         team.run([&](Worker& w) { loop(w.index * share); });
-        seconds = std::min(seconds, std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+        t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
       }
-      return seconds;
+      std::sort(seconds.begin(), seconds.end());
+      return seconds[2];
     };
-    best([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
+    median([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
     result->copy = double(used) * sizeof(float) /
-                   best([&](int64_t begin) { loops.copy(from + begin + share / 2, from + begin, share / 2); });
+                   median([&](int64_t begin) { loops.copy(from + begin + share / 2, from + begin, share / 2); });
     result->read =
-        double(used) * sizeof(float) / best([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
+        double(used) * sizeof(float) / median([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
     result->flops = loops.flops_per_round * double(kRounds) * team.size() /
-                    best([&](int64_t) { sink = sink + loops.multiply(kRounds); });
+                    median([&](int64_t) { sink = sink + loops.multiply(kRounds); });
   }};
   task.done = std::move(done);
   enqueue(std::move(task));

@@ -1,4 +1,4 @@
-// ceilings.h - what this machine can do at best: the denominators of every benchmark.
+// ceilings.h - what this machine can do: the denominators of every benchmark.
 #pragma once
 #include <cstddef>
 #include <cstdint>
