@@ -91,6 +91,10 @@ class Wrapped : public Napi::ObjectWrap<Self> {
                                 "ERR_ARGUMENT", concat("a ", Self::kName, " is made by open() and what it returns")))));
     info.This().As<Napi::Object>().TypeTag(&Self::kTag);
   }
+  // V8 checks the receiver of methods, but not of accessors: every getter begins with this, before it touches a member.
+  static void receiver(const Napi::CallbackInfo& info) {
+    if (!from(info.This())) throw Napi::TypeError::New(info.Env(), "Illegal invocation");
+  }
   // nullptr when the value is something else.
   static Self* from(const Napi::Value& value) {
     if (!value.IsObject() || !value.As<Napi::Object>().CheckTypeTag(&Self::kTag)) return nullptr;

@@ -6,6 +6,19 @@
 
 namespace cria {
 
+// A value in a few words, for messages.
+inline std::string describe(const Napi::Value& v) {
+  if (v.IsUndefined()) return "undefined";
+  if (v.IsNull()) return "null";
+  if (v.IsSymbol()) return "a symbol";
+  if (v.IsBigInt()) return "a BigInt";
+  if (v.IsNumber() || v.IsString() || v.IsBoolean()) return v.ToString().Utf8Value();
+  if (v.IsFunction()) return "a function";
+  if (WeightClass::from(v)) return "a Weight";
+  if (TensorClass::from(v)) return "a DeviceTensor";
+  return "an object";
+}
+
 // The arguments of one call. Tensors and weights that it decodes are added to `keep`.
 class Arguments {
  public:
@@ -61,15 +74,6 @@ class Arguments {
     keep_.push_back(std::move(keep));
     return resolved;
   }
-  static std::string describe(const Napi::Value& v) {
-    if (v.IsUndefined()) return "undefined";
-    if (v.IsNull()) return "null";
-    if (v.IsNumber() || v.IsString() || v.IsBoolean()) return v.ToString().Utf8Value();
-    if (v.IsFunction()) return "a function";
-    if (WeightClass::from(v)) return "a Weight";
-    if (TensorClass::from(v)) return "a DeviceTensor";
-    return "an object";
-  }
 
   const char* function_;
   const Napi::CallbackInfo& info_;
@@ -82,8 +86,8 @@ class Arguments {
 inline int64_t whole_number(const Napi::Value& value, const std::string& name, double min, double max) {
   const double n = value.IsNumber() ? value.As<Napi::Number>().DoubleValue() : min - 1;
   if (!(n >= min && n <= max) || n != double(int64_t(n)))
-    fail("ERR_ARGUMENT", name, " is ", value.IsObject() ? "an object" : value.ToString().Utf8Value(),
-         ", expected a whole number from ", int64_t(min), " to ", int64_t(max));
+    fail("ERR_ARGUMENT", name, " is ", describe(value), ", expected a whole number from ", int64_t(min), " to ",
+         int64_t(max));
   return int64_t(n);
 }
 

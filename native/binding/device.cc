@@ -21,12 +21,15 @@ Napi::Function DeviceClass::define(Napi::Env env) {
 }
 
 Napi::Value DeviceClass::name(const Napi::CallbackInfo& info) {
+  receiver(info);
   return Napi::String::New(info.Env(), device->device->name());
 }
 Napi::Value DeviceClass::description(const Napi::CallbackInfo& info) {
+  receiver(info);
   return Napi::String::New(info.Env(), device->device->description());
 }
 Napi::Value DeviceClass::activation(const Napi::CallbackInfo& info) {
+  receiver(info);
   return Napi::String::New(info.Env(), name_of(device->device->activation()));
 }
 
@@ -157,7 +160,7 @@ Napi::Value DeviceClass::random(const Napi::CallbackInfo& info) {
     const auto seed = uint64_t(whole_number(info[1], "random: seed", 0, 9007199254740991.0));
     const double std = info[2].IsNumber() ? info[2].As<Napi::Number>().DoubleValue() : -1;
     if (!(std >= 0 && std < 1e30))
-      fail("ERR_ARGUMENT", "random: std is ", info[2].ToString().Utf8Value(), ", expected a number from 0 on");
+      fail("ERR_ARGUMENT", "random: std is ", describe(info[2]), ", expected a number from 0 on");
     const bool vector = handle->shape.size() == 1;
     const int64_t rows = vector ? 1 : handle->shape[0], cols = handle->shape.back();
     SharedWeight weight = d.random(rows, cols, seed, float(std));

@@ -31,7 +31,13 @@ struct Load {
   Napi::FunctionReference on_progress;
   Napi::ObjectReference signal;
   Napi::FunctionReference on_abort;
-  Napi::Reference<Napi::Value> reason;  // of an abort, or what onProgress threw
+  Napi::ObjectReference reason;  // under "value": why it was aborted, or what onProgress threw; any value
+  void cancel(Napi::Value why) {
+    const Napi::Object holder = Napi::Object::New(env);
+    holder.Set("value", why);
+    reason = Napi::Persistent(holder);
+    cancelled = true;
+  }
   std::atomic<bool> cancelled{false};
   std::exception_ptr failure;
   std::thread thread;
@@ -50,8 +56,7 @@ void open_files(Load& load) {
         try {
           load.on_progress.Call({Napi::Number::New(env, double(done)), Napi::Number::New(env, double(total))});
         } catch (const Napi::Error& e) {
-          load.reason = Napi::Persistent(e.Value().As<Napi::Value>());
-          load.cancelled = true;
+          load.cancel(e.Value());
         }
       });
       return !load.cancelled;
@@ -105,7 +110,7 @@ void settle(Napi::Env env, Load* raw) {
   }
   try {
     if (!load->reason.IsEmpty()) {
-      load->deferred.Reject(load->reason.Value());
+      load->deferred.Reject(load->reason.Get("value"));
     } else if (load->failure) {
       std::rethrow_exception(load->failure);
     } else {
@@ -135,15 +140,14 @@ Napi::Value load_weights(const Napi::CallbackInfo& info, SharedDevice device) {
       load->on_progress = Napi::Persistent(options.Get("onProgress").As<Napi::Function>());
     if (options.Get("signal").IsObject()) {
       const Napi::Object signal = options.Get("signal").As<Napi::Object>();
+      if (!signal.Get("addEventListener").IsFunction()) fail("ERR_ARGUMENT", "weights: signal is not an AbortSignal");
       if (signal.Get("aborted").ToBoolean()) {
         load->deferred.Reject(signal.Get("reason"));
         return load->deferred.Promise();
       }
       load->signal = Napi::Persistent(signal);
-      load->on_abort = Napi::Persistent(Napi::Function::New(env, [l = load.get()](const Napi::CallbackInfo&) {
-        l->reason = Napi::Reference<Napi::Value>::New(l->signal.Value().Get("reason"), 1);
-        l->cancelled = true;
-      }));
+      load->on_abort = Napi::Persistent(Napi::Function::New(
+          env, [l = load.get()](const Napi::CallbackInfo&) { l->cancel(l->signal.Get("reason")); }));
       signal.Get("addEventListener")
           .As<Napi::Function>()
           .Call(signal, {Napi::String::New(env, "abort"), load->on_abort.Value()});

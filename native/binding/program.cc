@@ -15,9 +15,13 @@ Napi::Function ProgramClass::define(Napi::Env env) {
        InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 
-Napi::Value ProgramClass::get_outputs(const Napi::CallbackInfo&) { return outputs.Get("value"); }
+Napi::Value ProgramClass::get_outputs(const Napi::CallbackInfo& info) {
+  receiver(info);
+  return outputs.Get("value");
+}
 
 Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
+  receiver(info);
   return guard(info.Env(), [&]() -> Napi::Value {
     if (!program) fail("ERR_DISPOSED", "the program was disposed");
     const auto& commands = program->commands[0];
@@ -39,6 +43,7 @@ Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
 }
 
 Napi::Value ProgramClass::memory(const Napi::CallbackInfo& info) {
+  receiver(info);
   return Napi::Number::New(info.Env(), program ? double(program->memory->bytes) : 0);
 }
 

@@ -90,6 +90,13 @@ Napi::Value results(Napi::Env env, const Sample& op, Make make) {
   return sampled;
 }
 
+// The number of live rows is read from this tensor by every command that follows: it needs an address that stays.
+template <class Op>
+void from_outside(const Op& op, const Tensor& tensor, const char* name) {
+  if (tensor.value >= 0)
+    fail("ERR_ARGUMENT", op.name, ": ", name, " is computed by this recording, expected a tensor of the device");
+}
+
 }  // namespace
 
 Napi::Value RecorderClass::embed(const Napi::CallbackInfo& info) {
@@ -100,6 +107,7 @@ Napi::Value RecorderClass::embed(const Napi::CallbackInfo& info) {
     op.source = a.field(step, "step.source", "source");
     op.previous = a.optional_field(step, "step.previous", "previous");
     op.queryStart = a.field(step, "step.queryStart", "queryStart");
+    from_outside(op, op.queryStart, "step.queryStart");
   });
 }
 
@@ -160,6 +168,7 @@ Napi::Value RecorderClass::select_rows(const Napi::CallbackInfo& info) {
   CRIA_RECORD(SelectRows, {
     op.x = a.tensor(0, "x");
     op.outputs = a.field(a.object(1, "step"), "step.outputs", "outputs");
+    from_outside(op, op.outputs, "step.outputs");
   });
 }
 

@@ -34,9 +34,12 @@ View view_of(const Napi::Value& value, const Tensor& tensor, const char* name) {
                          : tensor.dtype == DType::i32 ? "Int32Array"
                                                       : "Uint32Array";
   if (value.IsTypedArray()) {
-    const auto array = value.As<Napi::TypedArray>();
-    view = {static_cast<std::byte*>(array.ArrayBuffer().Data()) + array.ByteOffset(), array.ByteLength()};
-    const napi_typedarray_type type = array.TypedArrayType();
+    napi_typedarray_type type{};
+    size_t length = 0;
+    void* data = nullptr;  // also of a SharedArrayBuffer, for which Napi::ArrayBuffer has no name; null when detached
+    if (napi_get_typedarray_info(value.Env(), value, &type, &length, &data, nullptr, nullptr) != napi_ok)
+      fail("ERR_ARGUMENT", name, ": the array cannot be read");
+    view = {static_cast<std::byte*>(data), value.As<Napi::TypedArray>().ByteLength()};
     fits = (tensor.dtype == DType::bf16 && type == napi_uint16_array) ||
            (tensor.dtype == DType::f32 && type == napi_float32_array) ||
            (tensor.dtype == DType::i32 && type == napi_int32_array) ||
@@ -60,9 +63,11 @@ Napi::Function TensorClass::define(Napi::Env env) {
                       InstanceMethod<&TensorClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 Napi::Value TensorClass::dtype(const Napi::CallbackInfo& info) {
+  receiver(info);
   return Napi::String::New(info.Env(), name_of(handle->tensor.dtype));
 }
 Napi::Value TensorClass::shape(const Napi::CallbackInfo& info) {
+  receiver(info);
   Napi::Array shape = Napi::Array::New(info.Env(), size_t(handle->tensor.rank));
   for (int i = 0; i < handle->tensor.rank; i++) shape.Set(uint32_t(i), double(handle->tensor.dims[size_t(i)]));
   return shape;
@@ -82,12 +87,19 @@ Napi::Function WeightClass::define(Napi::Env env) {
                      {InstanceAccessor<&WeightClass::dtype>("dtype"), InstanceAccessor<&WeightClass::shape>("shape"),
                       InstanceAccessor<&WeightClass::file>("file")});
 }
-Napi::Value WeightClass::dtype(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), handle->dtype); }
+Napi::Value WeightClass::dtype(const Napi::CallbackInfo& info) {
+  receiver(info);
+  return Napi::String::New(info.Env(), handle->dtype);
+}
 Napi::Value WeightClass::shape(const Napi::CallbackInfo& info) {
+  receiver(info);
   Napi::Array shape = Napi::Array::New(info.Env(), handle->shape.size());
   for (size_t i = 0; i < handle->shape.size(); i++) shape.Set(uint32_t(i), double(handle->shape[i]));
   return shape;
 }
-Napi::Value WeightClass::file(const Napi::CallbackInfo& info) { return Napi::String::New(info.Env(), handle->file); }
+Napi::Value WeightClass::file(const Napi::CallbackInfo& info) {
+  receiver(info);
+  return Napi::String::New(info.Env(), handle->file);
+}
 
 }  // namespace cria

@@ -128,6 +128,7 @@ describe('abort', () => {
 
   test.each(states)('%s: by abort()', async (state, behind, reach, holds) => {
     const whole = await narrow.generate(text, greedy)
+    const before = narrow.stats().generatedTokens
     const { other, generation } = await start(behind)
     await reach(generation)
     generation.abort()
@@ -140,6 +141,8 @@ describe('abort', () => {
     expect(joined(await collect(generation))).toEqual(parts(completion))
     if (other) expect((await other).finishReason).toBe('length')
     expect(await narrow.generate(text, greedy)).toEqual(whole) // what the aborted one left behind changes nothing
+    const given = completion.tokens.length + (other ? 24 : 0) + 24
+    expect(narrow.stats().generatedTokens - before).toBe(given) // nothing was made for nobody
   })
 
   test.each(states)('%s: by a signal', async (state, behind, reach, holds) => {

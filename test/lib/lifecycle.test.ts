@@ -52,7 +52,6 @@ const imports = `
 /** Code that brings the process into a state, and then says so. */
 const states = {
   loading: `
-    const tokens = []
     let first = true
     void Llama.load('demo').catch(() => {})
     void Llama.load('demo', { onProgress: () => {

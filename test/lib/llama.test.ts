@@ -223,6 +223,14 @@ describe('logits', () => {
     for (const result of [b, d]) same(result as Float32Array, logits)
   })
 
+  test('wait for pages in order: a small one does not overtake a large one', async () => {
+    await using small = await load({ kvCacheTokens: 512 })
+    const order: number[] = []
+    await Promise.all([300, 512, 20].map(length => small.logits(ids(length)).then(() => order.push(length))))
+    expect(order).toEqual([300, 512, 20])
+    idle(small)
+  })
+
   test('are refused as prompts are, and stop with a signal, waiting or running', async () => {
     for (const [tokens, code] of [
       [[], 'ERR_PROMPT_EMPTY'],

@@ -106,19 +106,26 @@ export class Lab {
   readonly mode: 'bf16' | 'f32'
   random = new Random(1)
 
-  constructor(configuration: Configuration, threads = 2) {
+  /** Recorded before every program: the cpu device runs small programs on one thread. */
+  readonly #ballast: ((op: Recorder) => void) | undefined
+
+  constructor(configuration: Configuration, threads = 2, ballast = false) {
     this.configuration = configuration
     this.device = openAs(configuration, threads)
     this.mode = this.device.activation
+    if (!ballast) return
+    const x = this.device.tensor(this.mode as 'bf16', [1024, 128])
+    const weight = this.device.random([384, 128], 1, 1)
+    this.#ballast = op => void op.linear(x, weight)
   }
   [Symbol.dispose](): void {
     this.device[Symbol.dispose]()
   }
 
-  /** Runs `use` once with a device of each number of threads. */
+  /** Runs `use` once with a device of each number of threads, which all take part in every command. */
   async withThreads(use: (lab: Lab) => Promise<void>): Promise<void> {
     for (const threads of this.device.name === 'cpu' ? [1, 2, 3] : [1]) {
-      const lab = new Lab(this.configuration, threads)
+      const lab = new Lab(this.configuration, threads, threads > 1)
       try {
         await use(lab)
       } finally {
@@ -187,7 +194,10 @@ export class Lab {
 
   /** Records, runs once and reads the values of everything that `body` returns. */
   async run<R extends Results>(body: (op: Recorder) => R): Promise<{ [K in keyof R]: Values }> {
-    const program = this.device.record(body)
+    const program = this.device.record(op => {
+      this.#ballast?.(op)
+      return body(op)
+    })
     program.run()
     const read = await Promise.all(Object.entries(program.outputs).map(async ([k, t]) => [k, await this.values(t)] as const))
     program[Symbol.dispose]()

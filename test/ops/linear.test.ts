@@ -186,16 +186,14 @@ conforms('linear', check => {
       for (let n = first; n < end; n++) sameBits(column(part, end - first, n - first), column(all, out, n), `column ${n}`)
     }
   })
-  check('the same bits on every repetition', async lab => {
-    const x = lab.activation([54, 257], lab.random.normals(54 * 257)).tensor
-    const weight = await lab.weight([40, 257], lab.random.normals(40 * 257))
-    const program = lab.device.record(op => ({ y: op.linear(x, weight) }))
-    program.run()
-    const first = await lab.bits(program.outputs.y)
-    for (let i = 0; i < 20; i++) {
-      program.run()
-      sameBits(await lab.bits(program.outputs.y), first, `run ${i}`)
-    }
+  check('the same bits on every repetition, on several threads', async lab => {
+    const [rows, cols] = [54, 257]
+    const x = lab.random.normals(rows * cols)
+    const w = lab.random.normals(40 * cols)
+    const first = await multiply(lab, x, w, cols)
+    await lab.withThreads(async on => {
+      for (let i = 0; i < 5; i++) sameBits(await multiply(on, x, w, cols), first, `run ${i}: element`)
+    })
   })
   check('dead rows', async lab => {
     const weight = await lab.weight([33, 24], lab.random.normals(33 * 24))
