@@ -53,6 +53,9 @@ export class Llama {
    *   option is wrong; the reason of an aborted options.signal
    */
   static async load(model: string, options: LoadOptions = {}): Promise<Llama> {
+    if (typeof model !== 'string' || model === '') {
+      throw new InputError('ERR_OPTION_TYPE', `model is ${show(model)}, expected the path of a folder, or 'demo'`)
+    }
     loadOptions(options)
     options.signal?.throwIfAborted()
     const folder = model === 'demo' ? join(packageRoot, 'lib', 'demo') : model

@@ -1,7 +1,7 @@
 /** Options of load and generate: checked, and filled in. Pure. */
 import type { LlamaConfig } from './config.ts'
 import type { EngineLimits } from './engine.ts'
-import { InputError } from './errors.ts'
+import { DeviceError, InputError } from './errors.ts'
 import { type SamplingOptions, type SamplingParameters, samplingParameters, show } from './sampling.ts'
 
 export interface LoadOptions {
@@ -91,7 +91,7 @@ export function loadOptions(options: LoadOptions): void {
 
 /**
  * The engine's sizes for a model. memory: bytes of the device.
- * @throws InputError ERR_OPTION_RANGE
+ * @throws InputError ERR_OPTION_RANGE; DeviceError ERR_OUT_OF_MEMORY: the key/value cache alone is larger than the memory
  */
 export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 ** 34): EngineLimits {
   const context = options.contextLength ?? config.context
@@ -106,6 +106,10 @@ export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 
   const bytesPerToken = config.layers * config.kvHeads * config.headDim * 2 * (options.activations === 'f32' ? 4 : 2)
   const affordable = Math.max(context, Math.floor(memory / 4 / bytesPerToken))
   const tokens = options.kvCacheTokens ?? Math.min(maxSequences * context, affordable)
+  if (tokens * bytesPerToken > memory) {
+    const needs = `a key/value cache of ${tokens} tokens takes ${tokens * bytesPerToken} bytes, and the device has ${memory}`
+    throw new DeviceError('ERR_OUT_OF_MEMORY', `${needs}; lower contextLength or kvCacheTokens`)
+  }
   return { context, maxSequences, maxBatchTokens, pageSize, pages: Math.ceil(tokens / pageSize) }
 }
 

@@ -70,7 +70,7 @@ class Arguments {
       fail("ERR_ARGUMENT", function_, ": ", name,
            " is the result of another program, whose address changes from run to run; give it a tensor of its own");
     std::shared_ptr<const void> keep;
-    const Tensor resolved = h.resolve(keep, name);
+    const Tensor resolved = h.resolve(keep, concat(function_, ": ", name).c_str());
     keep_.push_back(std::move(keep));
     return resolved;
   }

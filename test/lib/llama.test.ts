@@ -68,6 +68,10 @@ describe('load', () => {
     expect(await rejection(load({ device: 'gpu' }))).toMatchObject({ message: expect.stringContaining('gpu') as never })
   })
 
+  test.each([[''], [undefined], [5]])('a model named %p', async model => {
+    expect(await rejection(Llama.load(model as string))).toMatchObject({ code: 'ERR_OPTION_TYPE', name: 'InputError' })
+  })
+
   test('a signal aborted before, and during', async () => {
     const reason = new Error('no longer wanted')
     expect(await rejection(load({ signal: AbortSignal.abort(reason) }))).toBe(reason)

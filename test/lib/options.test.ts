@@ -104,6 +104,14 @@ describe('generate', () => {
     expect([...filled.stopTokens]).toEqual([128001, 128009])
   })
 
+  test('a cache that is larger than the memory is refused', () => {
+    const message = expect.stringContaining(
+      'a key/value cache of 8192 tokens takes 1073741824 bytes, and the device has 1073741823',
+    )
+    const error = { name: 'DeviceError', code: 'ERR_OUT_OF_MEMORY', message }
+    expect(() => limitsFor(config, {}, 8192 * 131072 - 1)).toThrow(expect.objectContaining(error) as never)
+  })
+
   test('what is given', () => {
     const { signal } = new AbortController()
     expect(generate({ maxTokens: 7, stop: 'a', signal })).toMatchObject({ maxTokens: 7, stop: ['a'], signal })
@@ -141,7 +149,7 @@ describe('sizes of the engine', () => {
     const sizes = { context: 8192, maxSequences: 16, maxBatchTokens: 8192, pageSize: 16 }
     expect(limitsFor(config, {}, 2 ** 37)).toEqual({ ...sizes, pages: (16 * 8192) / 16 })
     expect(limitsFor(config, {}, 4 * bytes * 10000)).toEqual({ ...sizes, pages: 625 })
-    expect(limitsFor(config, {}, 1)).toEqual({ ...sizes, pages: 512 }) // one context at least
+    expect(limitsFor(config, {}, 8192 * bytes)).toEqual({ ...sizes, pages: 512 }) // one context at least
     expect(limitsFor(config, { activations: 'f32' }, 4 * bytes * 20000)).toEqual({ ...sizes, pages: 625 })
   })
 

@@ -1,304 +1,247 @@
-/** Recording: what is refused and how it is said, memory of results, and what recording and replaying cost JavaScript. */
+// Recording: what it refuses and how it says so; who may use a tensor where; how the body ends.
 import { afterAll, describe, expect, test } from '@jest/globals'
-import type { BF16, DeviceTensor, F32, Recorder, StepInputs, Weight } from '../../binding.d.ts'
+import type { BF16, DeviceTensor, F32, KvLayer, Recorder, Sampling, StepInputs } from '../../binding.d.ts'
 import { open } from '../../lib/native.ts'
+import { dim, hidden, kvOn, modelOn, samplingOn, shape, stepOn, thrown, written } from './small_model.ts'
 
-const device = open('cpu', { threads: 2 })
+const device = open('cpu', { threads: 1 })
 const other = open('cpu', { threads: 1 })
 afterAll(() => {
-  device[Symbol.dispose]()
-  other[Symbol.dispose]()
+  for (const each of [device, other]) each[Symbol.dispose]()
 })
 
-const i32 = (...values: number[]) => {
-  const tensor = device.tensor('i32', [values.length])
-  device.write(tensor, new Int32Array(values))
-  return tensor
+const f32 = (...axes: number[]): F32 => device.tensor('f32', axes)
+const bf16 = (...axes: number[]): BF16 => device.tensor('bf16', axes)
+const i32 = (...axes: number[]) => device.tensor('i32', axes)
+const random = (...axes: number[]) => device.random(axes, 1, 1)
+const step = stepOn(device)
+const sampling = samplingOn(device)
+const kv = kvOn(device)
+const freq = f32(4)
+const cache = (...axes: number[]): KvLayer => ({ k: bf16(...axes), v: kv.v })
+const stepWith = (fields: object): StepInputs => ({ ...step, ...fields })
+const samplingWith = (fields: object): Sampling => ({ ...sampling, ...fields })
+const any = (value: unknown) => value as never
+const width = (4 + 2 * 2) * 8
+const [x, a, qkv, q, logits] = [f32(4, dim), bf16(4, dim), bf16(4, width), bf16(4, 4, 8), f32(3, 50)]
+
+const foreign = other.tensor('f32', [4, dim])
+const gone = f32(4, dim)
+gone[Symbol.dispose]()
+const ofProgram = device.record(op => ({ y: op.linear(a, random(dim, dim), { as: 'f32' }) })).outputs.y
+
+type Bad = readonly [code: string, words: readonly (string | number)[], call: (op: Recorder) => unknown]
+const S = 'ERR_SHAPE'
+const D = 'ERR_DTYPE'
+const A = 'ERR_ARGUMENT'
+const bad: Record<string, readonly Bad[]> = {
+  embed: [
+    [S, ['table', '[32]', 'vocab', '2 axes'], op => op.embed(random(dim), step)],
+    [S, ['step.source', '[5]', 'tokens', 4], op => op.embed(random(50, dim), stepWith({ source: i32(5) }))],
+    [S, ['step.tokens', '[4, 1]', '1 axes'], op => op.embed(random(50, dim), stepWith({ tokens: i32(4, 1) }))],
+    [D, ['step.tokens', 'f32', 'i32'], op => op.embed(random(50, dim), stepWith({ tokens: f32(4) }))],
+    [D, ['step.previous', 'u32', 'i32'], op => op.embed(random(50, dim), stepWith({ previous: device.tensor('u32', [3]) }))],
+    [A, ['step.queryStart', 'undefined', 'DeviceTensor'], op => op.embed(random(50, dim), stepWith({ queryStart: undefined }))],
+    [A, ['step.tokens', 'array'], op => op.embed(random(50, dim), stepWith({ tokens: [1, 2] }))],
+    [A, ['table', 'a DeviceTensor', 'a Weight'], op => op.embed(any(x), step)],
+    [A, ['step', 'undefined', 'an object'], op => op.embed(random(50, dim), any(undefined))],
+  ],
+  rmsNorm: [
+    [S, ['weight', '[2048]', 'dim', 4096], op => op.rmsNorm(f32(4, 4096), random(2048), 1e-5)],
+    [S, ['weight', '[32, 32]', '1 axes'], op => op.rmsNorm(x, random(dim, dim), 1e-5)],
+    [S, ['x', '[32]', '2 axes'], op => op.rmsNorm(f32(dim), random(dim), 1e-5)],
+    [D, ['x', 'bf16', 'f32'], op => op.rmsNorm(any(a), random(dim), 1e-5)],
+    [A, ['eps', '1e-5', 'a number'], op => op.rmsNorm(x, random(dim), any('1e-5'))],
+    [A, ['eps', 'undefined', 'a number'], op => op.rmsNorm(x, random(dim), any(undefined))],
+    [A, ['x', 'null', 'DeviceTensor'], op => op.rmsNorm(any(null), random(dim), 1e-5)],
+    [A, ['x', 'another device'], op => op.rmsNorm(foreign, random(dim), 1e-5)],
+    [A, ['weight', 'another device'], op => op.rmsNorm(x, other.random([dim], 1, 1), 1e-5)],
+    ['ERR_DISPOSED', ['x', 'disposed'], op => op.rmsNorm(gone, random(dim), 1e-5)],
+    [A, ['x', 'another program'], op => op.rmsNorm(ofProgram, random(dim), 1e-5)],
+  ],
+  linear: [
+    [S, ['weight', '[48, 40]', 'in', 32], op => op.linear(a, random(hidden, 40))],
+    [S, ['add', '[4, 40]', 'out', 48], op => op.linear(a, random(hidden, dim), { add: f32(4, 40) })],
+    [S, ['add', '[5, 48]', 'tokens', 4], op => op.linear(a, random(hidden, dim), { add: f32(5, hidden) })],
+    [S, ['weight', '[32]', '2 axes'], op => op.linear(a, random(dim))],
+    [D, ['x', 'f32', 'bf16'], op => op.linear(any(x), random(hidden, dim))],
+    [D, ['add', 'bf16', 'f32'], op => op.linear(a, random(hidden, dim), { add: any(bf16(4, hidden)) })],
+    [A, ['as', 'bf16', "'f32'"], op => op.linear(a, random(hidden, dim), { as: any('bf16') })],
+    [A, ['options', 'f32', 'an object'], op => op.linear(a, random(hidden, dim), any('f32'))],
+  ],
+  ropeAppend: [
+    [S, ['qkv = 63', 'headDim = 8', 'heads'], op => op.ropeAppend(bf16(4, 63), kv, step, freq)],
+    [S, ['qkv = 32', 'kvHeads = 2'], op => op.ropeAppend(bf16(4, 32), kv, step, freq)],
+    [S, ['qkv = 56', 'kvHeads divides heads'], op => op.ropeAppend(bf16(4, 56), kv, step, freq)],
+    [S, ['headDim/2 = 3', 'headDim = 8'], op => op.ropeAppend(qkv, kv, step, f32(3))],
+    [S, ['kv.v', '[6, 2, 4, 8]', 'pages', 7], op => op.ropeAppend(qkv, cache(7, 2, 4, 8), step, freq)],
+    [S, ['kv.v', '[6, 2, 4, 8]', 'pageSize', 5], op => op.ropeAppend(qkv, cache(6, 2, 5, 8), step, freq)],
+    [S, ['step.positions', '[3]', 'tokens', 4], op => op.ropeAppend(qkv, kv, stepWith({ positions: i32(3) }), freq)],
+    [S, ['step.slots', '[5]', 'tokens', 4], op => op.ropeAppend(qkv, kv, stepWith({ slots: i32(5) }), freq)],
+    [D, ['kv.k', 'f32', 'bf16'], op => op.ropeAppend(qkv, { ...kv, k: any(f32(6, 2, 4, 8)) }, step, freq)],
+    [D, ['invFreq', 'bf16', 'f32'], op => op.ropeAppend(qkv, kv, step, any(bf16(4)))],
+    [A, ['kv.v', 'undefined'], op => op.ropeAppend(qkv, any({ k: kv.k }), step, freq)],
+  ],
+  attention: [
+    [S, ['kv.k', '[6, 2, 4, 8]', 'headDim', 16], op => op.attention(bf16(4, 4, 16), kv, step)],
+    [S, ['heads = 3', 'kvHeads = 2', 'divides'], op => op.attention(bf16(4, 3, 8), kv, step)],
+    [S, ['q', '[4, 32]', '3 axes'], op => op.attention(a, kv, step)],
+    [S, ['seqs+1 = 4', 'seqs = 2'], op => op.attention(q, kv, stepWith({ queryStart: i32(4) }))],
+    [S, ['step.pageTable', '[3, 3]', 'seqs', 2], op => op.attention(q, kv, stepWith({ pageTable: i32(3, 3) }))],
+    [D, ['step.kvLength', 'f32', 'i32'], op => op.attention(q, kv, stepWith({ kvLength: f32(2) }))],
+    [A, ['kv', 'undefined', 'an object'], op => op.attention(q, any(undefined), step)],
+  ],
+  swiglu: [
+    [S, ['2 hidden = 49', 'even'], op => op.swiglu(bf16(4, 49))],
+    [S, ['gateUp', '[4, 4, 8]', '2 axes'], op => op.swiglu(q)],
+    [D, ['gateUp', 'f32', 'bf16'], op => op.swiglu(any(x))],
+    [A, ['gateUp', 'a Weight', 'DeviceTensor'], op => op.swiglu(any(random(4, 8)))],
+  ],
+  selectRows: [
+    [S, ['step.outputs', '[3, 1]', '1 axes'], op => op.selectRows(x, stepWith({ outputs: i32(3, 1) }))],
+    [D, ['step.outputs', 'u32', 'i32'], op => op.selectRows(x, stepWith({ outputs: device.tensor('u32', [3]) }))],
+    [
+      A,
+      ['step.outputs', 'computed by this recording'],
+      op => op.selectRows(x, stepWith({ outputs: op.sample(logits, sampling).ids })),
+    ],
+  ],
+  sample: [
+    [S, ['sampling.temperature', '[4]', 'out', 3], op => op.sample(logits, samplingWith({ temperature: f32(4) }))],
+    [S, ['sampling.seed', '[3]', '2 axes'], op => op.sample(logits, samplingWith({ seed: device.tensor('u32', [3]) }))],
+    [S, ['2 = 3'], op => op.sample(logits, samplingWith({ seed: device.tensor('u32', [3, 3]) }))],
+    [S, ['sampled = 2', 'out = 3'], op => op.sample(logits, samplingWith({ sampled: i32(2) }))],
+    [D, ['sampling.topK', 'f32', 'i32'], op => op.sample(logits, samplingWith({ topK: f32(3) }))],
+    [A, ['sampling.position', 'undefined'], op => op.sample(logits, samplingWith({ position: undefined }))],
+    [A, ['sampling', '5', 'an object'], op => op.sample(logits, any(5))],
+  ],
 }
 
-/** Inputs of `tokens` rows of one sequence. */
-function stepOf(tokens: number): StepInputs {
-  const rows = Array.from({ length: tokens }, (_, i) => i)
-  const pageTable = device.tensor('i32', [1, 1])
-  return {
-    tokens: i32(...rows.map(i => i % 8)),
-    source: i32(...rows.map(() => -1)),
-    positions: i32(...rows),
-    slots: i32(...rows),
-    queryStart: i32(0, tokens),
-    kvLength: i32(tokens),
-    pageTable,
-    outputs: i32(tokens - 1),
-  }
-}
-
-const dim = 64
-const table = device.random([8, dim], 1, 1)
-const norm = device.random([dim], 2, 1)
-const square = device.random([dim, dim], 3, 0.1)
-const step = stepOf(4)
-const caught = (body: () => unknown): Error & { code?: string } => {
-  try {
-    body()
-  } catch (error) {
-    return error as Error
-  }
-  throw new Error('nothing was thrown')
-}
-
-describe('refused', () => {
-  const x = (op: Recorder) => op.embed(table, step)
-  const cases: [name: string, body: (op: Recorder) => unknown, code: string, message: RegExp][] = [
-    [
-      'a norm of another size',
-      op => op.rmsNorm(x(op), device.random([32], 1, 1), 1e-5),
-      'ERR_SHAPE',
-      /rmsNorm: weight is \[32\].*dim.*64.*x \[4, 64\]/,
-    ],
-    [
-      'a matrix of other columns',
-      op => op.linear(op.rmsNorm(x(op), norm, 1e-5), device.random([8, 48], 1, 1)),
-      'ERR_SHAPE',
-      /linear: weight is \[8, 48\].*in is 64/,
-    ],
-    [
-      'a residual of other rows',
-      op => op.linear(op.rmsNorm(x(op), norm, 1e-5), square, { add: device.tensor('f32', [5, dim]) }),
-      'ERR_SHAPE',
-      /linear: add is \[5, 64\].*tokens is 4/,
-    ],
-    [
-      'a matrix for a vector',
-      op => op.rmsNorm(x(op), square, 1e-5),
-      'ERR_SHAPE',
-      /rmsNorm: weight is \[64, 64\], expected \[dim\]/,
-    ],
-    ['float32 for bf16', op => op.linear(x(op) as unknown as BF16, square), 'ERR_DTYPE', /linear: x is f32, expected bf16/],
-    [
-      'ids for numbers',
-      op => op.rmsNorm(step.tokens as unknown as F32, norm, 1e-5),
-      'ERR_DTYPE',
-      /rmsNorm: x is i32, expected f32/,
-    ],
-    [
-      'a tensor for a weight',
-      op => op.rmsNorm(x(op), x(op) as unknown as Weight, 1e-5),
-      'ERR_ARGUMENT',
-      /rmsNorm: weight is a DeviceTensor, expected a Weight/,
-    ],
-    [
-      'a weight for a tensor',
-      op => op.rmsNorm(norm as unknown as F32, norm, 1e-5),
-      'ERR_ARGUMENT',
-      /rmsNorm: x is a Weight, expected a DeviceTensor/,
-    ],
-    ['nothing', op => op.rmsNorm(undefined as unknown as F32, norm, 1e-5), 'ERR_ARGUMENT', /rmsNorm: x is undefined/],
-    [
-      'a text for a number',
-      op => op.rmsNorm(x(op), norm, 'small' as unknown as number),
-      'ERR_ARGUMENT',
-      /rmsNorm: eps is small, expected a number/,
-    ],
-    [
-      'an unknown output type',
-      op => op.linear(op.rmsNorm(x(op), norm, 1e-5), square, { as: 'f16' } as unknown as { as: 'f32' }),
-      'ERR_ARGUMENT',
-      /linear: as is f16/,
-    ],
-    [
-      'an odd gate',
-      op => op.swiglu(op.linear(op.rmsNorm(x(op), norm, 1e-5), device.random([7, dim], 1, 1))),
-      'ERR_SHAPE',
-      /swiglu.*2 hidden = 7/,
-    ],
-    ['no step', op => op.embed(table, {} as StepInputs), 'ERR_ARGUMENT', /embed: step\.tokens is undefined/],
-    [
-      'inputs of other rows',
-      op => op.embed(table, { ...step, source: i32(-1, -1) }),
-      'ERR_SHAPE',
-      /embed: step\.source is \[2\].*tokens is 4/,
-    ],
-    [
-      'a weight of another device',
-      op => op.embed(other.random([8, dim], 1, 1), step),
-      'ERR_ARGUMENT',
-      /embed: table belongs to another device/,
-    ],
-    [
-      'a tensor of another device',
-      op => op.embed(table, { ...step, tokens: other.tensor('i32', [4]) }),
-      'ERR_ARGUMENT',
-      /embed: step\.tokens belongs to another device/,
-    ],
-    [
-      'heads that do not divide',
-      op => {
-        const cache = () => device.tensor('bf16', [1, 3, 4, 8]) as BF16
-        return op.ropeAppend(
-          op.linear(op.rmsNorm(x(op), norm, 1e-5), square),
-          { k: cache(), v: cache() },
-          step,
-          device.tensor('f32', [4]),
-        )
-      },
-      'ERR_SHAPE',
-      /ropeAppend.*kvHeads divides heads/,
-    ],
-  ]
-  test.each(cases)('%s', (_, body, code, message) => {
-    const error = caught(() => device.record(body))
-    expect(error.code).toBe(code)
-    expect(error.message).toMatch(message)
-  })
-
-  test('a body that throws: its error comes out, and the device goes on', () => {
-    const own = new Error('mine')
-    expect(
-      caught(() =>
-        device.record(() => {
-          throw own
-        }),
-      ),
-    ).toBe(own)
-    expect(device.record(op => op.embed(table, step)).outputs.shape).toEqual([4, dim])
-  })
-
-  test('a body that is not a function, or returns a promise', () => {
-    expect(caught(() => device.record(5 as unknown as () => unknown)).message).toMatch(/body is not a function/)
-    expect(caught(() => device.record(async () => {})).message).toMatch(/body returned a promise/)
-  })
-
-  test('a refused call appends nothing', () => {
-    const program = device.record(op => {
-      const h = op.embed(table, step)
-      caught(() => op.rmsNorm(h, device.random([32], 1, 1), 1e-5))
-      return op.rmsNorm(h, norm, 1e-5)
-    })
-    expect(program.cost.map(cost => cost.op)).toEqual(['embed', 'rmsNorm'])
-  })
-
-  test('the recorder, and what was not returned, after the end; tensors of another recording', () => {
-    let kept: Recorder | undefined
-    let inner: F32 | undefined
-    device.record(op => {
-      kept = op
-      inner = op.embed(table, step)
-      return op.rmsNorm(inner, norm, 1e-5)
-    })
-    expect(caught(() => kept!.embed(table, step)).code).toBe('ERR_CLOSED')
-    expect(caught(() => device.record(op => op.rmsNorm(inner!, norm, 1e-5))).code).toBe('ERR_DISPOSED')
-    expect(
-      caught(() =>
-        device.record(outer => {
-          const theirs = outer.embed(table, step)
-          return device.record(op => op.rmsNorm(theirs, norm, 1e-5))
-        }),
-      ).message,
-    ).toMatch(/belongs to another recording/)
-  })
-
-  test('a result of another program, whose address changes', () => {
-    const first = device.record(op => op.embed(table, step))
-    expect(caught(() => device.record(op => op.rmsNorm(first.outputs, norm, 1e-5))).message).toMatch(/result of another program/)
-  })
-
-  test('constructing the classes', () => {
-    const Device = device.constructor as new () => unknown
-    expect(caught(() => new Device()).message).toMatch(/made by open/)
-  })
+describe.each(Object.entries(bad))('%s', (name, calls) => {
+  test.each(calls.map(([code, words, call]) => [code, words.join(' '), words, call] as const))(
+    '%s: %s',
+    (code, _, words, call) => {
+      // A call that is refused changes nothing: the recording goes on and holds what it held.
+      let found = { code: '', message: '' }
+      const program = device.record(op => {
+        const before = op.swiglu(a)
+        found = thrown(() => call(op))
+        return op.linear(before, random(hidden, dim / 2))
+      })
+      expect(found.code).toBe(code)
+      expect(found.message).toMatch(new RegExp(`^${name}: `))
+      for (const word of words.filter(word => word !== 'array')) expect(found.message).toContain(String(word))
+      expect(program.cost.map(c => c.op).filter(op => op !== 'sample' || name !== 'selectRows')).toEqual(['swiglu', 'linear'])
+    },
+  )
 })
 
-const read = async (tensor: DeviceTensor, count: number) => device.read(tensor, new Float32Array(count))
-
-test('step n can be read while n + 1 runs: results have two copies', async () => {
-  const inputs = stepOf(4)
-  const program = device.record(op => op.embed(table, inputs))
-  program.run()
-  const first = read(program.outputs, 4 * dim)
-  device.write(inputs.tokens, new Int32Array([7, 6, 5, 4]))
-  program.run()
-  const second = read(program.outputs, 4 * dim)
-  const [a, b] = await Promise.all([first, second])
-  device.write(inputs.tokens, new Int32Array([0, 1, 2, 3]))
-  program.run()
-  expect(await read(program.outputs, 4 * dim)).toEqual(a)
-  expect(b).not.toEqual(a)
-  expect(b.subarray(3 * dim)).toEqual(await rowOf(4))
+test('the float32 test mode takes float32 activations', () => {
+  const float = open('cpu', { activations: 'f32', threads: 1 })
+  const message = thrown(() => float.record(op => op.swiglu(float.tensor('bf16', [4, 8]))))
+  expect(message).toEqual({ code: 'ERR_DTYPE', message: 'swiglu: gateUp is bf16, expected f32' })
+  float[Symbol.dispose]()
 })
 
-async function rowOf(id: number): Promise<Float32Array> {
-  const inputs = { ...stepOf(1), tokens: i32(id) }
-  const program = device.record(op => op.embed(table, inputs))
-  program.run()
-  return read(program.outputs, dim)
-}
-
-test('values that share the arena do not disturb each other: every value kept gives the same as none kept', async () => {
-  const chain = (op: Recorder, keep: DeviceTensor[]) => {
-    let x = op.embed(table, step)
-    for (let i = 0; i < 12; i++) {
-      const h = op.rmsNorm(x, norm, 1e-5)
-      const g = op.linear(h, square)
-      const y = op.linear(g, square, { add: x })
-      keep.push(x, h, g)
-      x = i % 3 === 2 ? op.linear(h, square, { add: y }) : y
+describe('how the body ends', () => {
+  const swiglu = (op: Recorder) => op.swiglu(a)
+  test('what it throws comes out, and nothing stays behind', () => {
+    const mine = new RangeError('mine')
+    let kept: BF16 | undefined
+    let caught: unknown
+    try {
+      device.record(op => {
+        kept = swiglu(op)
+        throw mine
+      })
+    } catch (error) {
+      caught = error
     }
-    return x
-  }
-  const lean = device.record(op => chain(op, []))
-  const all = device.record(op => {
-    const keep: DeviceTensor[] = []
-    return { last: chain(op, keep), keep }
+    expect(caught).toBe(mine)
+    expect(thrown(() => device.read(kept!, new Uint16Array(1)))).toMatchObject({ code: 'ERR_DISPOSED' })
   })
-  expect(lean.memory).toBeLessThan(all.memory / 4)
-  lean.run()
-  all.run()
-  const [a, b] = [await read(lean.outputs, 4 * dim), await read(all.outputs.last, 4 * dim)]
-  expect(a.every(Number.isFinite)).toBe(true)
-  expect(a).toEqual(b)
+  test('a promise is refused', () => {
+    const message = thrown(() => device.record(async op => swiglu(op)))
+    expect(message).toMatchObject({ code: 'ERR_ARGUMENT', message: expect.stringContaining('promise') })
+  })
+  test('the body is not a function', () => {
+    expect(thrown(() => device.record(any(5)))).toMatchObject({ code: 'ERR_ARGUMENT' })
+  })
+  test('the recorder is dead afterwards', () => {
+    let leaked: Recorder | undefined
+    device.record(op => {
+      leaked = op
+    })
+    expect(thrown(() => swiglu(leaked!))).toMatchObject({ code: 'ERR_CLOSED', message: expect.stringContaining('ended') })
+  })
+  test('a tensor that was not returned is gone; a returned one is known by name and shape', () => {
+    let inner: BF16 | undefined
+    const program = device.record(op => {
+      inner = swiglu(op)
+      return { deep: [{ y: op.linear(inner, random(8, dim / 2)) }], none: null, number: 5, weight: random(2) }
+    })
+    expect(thrown(() => device.read(inner!, new Uint16Array(1)))).toMatchObject({ code: 'ERR_DISPOSED' })
+    const { deep, none, number } = program.outputs
+    expect([deep[0]!.y.shape, deep[0]!.y.dtype, none, number]).toEqual([[4, 8], 'bf16', null, 5])
+  })
+  test('an empty body, and a body that returns itself', () => {
+    const cyclic: { self?: unknown } = {}
+    cyclic.self = cyclic
+    expect(device.record(() => cyclic).outputs).toBe(cyclic)
+    const empty = device.record(() => undefined)
+    empty.run()
+    expect(empty.cost).toEqual([])
+  })
+  test('a recording within a recording is one of its own', async () => {
+    const program = device.record(outer => {
+      const mine = swiglu(outer)
+      const inner = device.record(op => {
+        expect(thrown(() => op.linear(mine, random(8, dim / 2)))).toMatchObject({
+          code: 'ERR_ARGUMENT',
+          message: expect.stringContaining('another recording'),
+        })
+        return { y: swiglu(op) }
+      })
+      expect(thrown(() => device.record(() => mine))).toMatchObject({ message: expect.stringContaining('another recording') })
+      expect(thrown(() => device.read(mine, new Uint16Array(1)))).toMatchObject({ code: 'ERR_ARGUMENT' })
+      inner.run()
+      return { y: mine, inner: inner.outputs.y as DeviceTensor }
+    })
+    program.run()
+    await device.read(program.outputs.y, new Uint16Array(64))
+    await device.read(program.outputs.inner, new Uint16Array(64))
+  })
+  test('a disposed program is not run, and its results are kept until they are disposed too', async () => {
+    const input = written(device, 'bf16', [1, 2], [0x3f80, 0x3f80])
+    const program = device.record(op => ({ y: op.swiglu(input) }))
+    program.run()
+    const { y } = program.outputs
+    program[Symbol.dispose]()
+    program[Symbol.dispose]()
+    expect(thrown(() => program.run())).toMatchObject({ code: 'ERR_DISPOSED' })
+    expect(thrown(() => program.cost)).toMatchObject({ code: 'ERR_DISPOSED' })
+    expect([...(await device.read(y, new Uint16Array(1)))]).toEqual([0x3f3b]) // 1 / (1 + e^-1) = 0.731
+    y[Symbol.dispose]()
+    expect(thrown(() => device.read(y, new Uint16Array(1)))).toMatchObject({ code: 'ERR_DISPOSED' })
+  })
+  test('inputs that are disposed after recording stay alive for the program', async () => {
+    const input = written(device, 'bf16', [1, 2], [0x3f80, 0x3f80])
+    const program = device.record(op => ({ y: op.swiglu(input) }))
+    input[Symbol.dispose]()
+    program.run()
+    expect([...(await device.read(program.outputs.y, new Uint16Array(1)))]).toEqual([0x3f3b])
+  })
 })
 
-test('cost counts the weights once and two operations a weight and row', () => {
-  const { cost } = device.record(op => op.linear(op.rmsNorm(op.embed(table, step), norm, 1e-5), square))
-  expect(cost[2]).toEqual({ op: 'linear', bytes: dim * dim * 2 + 2 * (4 * dim * 2), flops: 2 * 4 * dim * dim })
+test('the classes cannot be constructed', () => {
+  for (const made of [device, x, random(2), device.record(() => 0)]) {
+    const Made = made.constructor as new () => unknown
+    expect(thrown(() => new Made())).toMatchObject({ code: 'ERR_ARGUMENT', message: expect.stringContaining('made by open()') })
+  }
 })
 
-/** 32 layers of the 8B program's commands (293), in small. */
-function deep(op: Recorder, cache: BF16, frequencies: F32): F32 {
-  let x = op.embed(table, step)
-  for (let layer = 0; layer < 32; layer++) {
-    const kv = { k: cache, v: cache }
-    const q = op.ropeAppend(op.linear(op.rmsNorm(x, norm, 1e-5), wide), kv, step, frequencies)
-    x = op.linear(op.attention(q, kv, step), square, { add: x })
-    x = op.linear(op.swiglu(op.linear(op.rmsNorm(x, norm, 1e-5), wide)), square, { add: x })
-  }
-  return x
-}
-const wide = device.random([2 * dim, dim], 4, 0.1)
-
-test('recording the commands of an 8B takes under 10 ms, running them one call that does not wait', async () => {
-  const cache = device.tensor('bf16', [1, 2, 4, 16]) as BF16
-  const frequencies = device.tensor('f32', [8]) as F32
-  const times = Array.from({ length: 5 }, () => {
-    const begin = performance.now()
-    device.record(op => deep(op, cache, frequencies))
-    return performance.now() - begin
-  })
-  expect(Math.min(...times)).toBeLessThan(10)
-
-  // A program of some hundred milliseconds: the call returns long before it is done.
-  const large = device.random([8192, dim], 5, 0.1)
-  const back = device.random([dim, 8192], 6, 0.1)
-  const rows = stepOf(64)
-  const program = device.record(op => {
-    let h = op.rmsNorm(op.embed(table, rows), norm, 1e-5)
-    for (let i = 0; i < 60; i++) h = op.linear(op.linear(h, large), back)
-    return h
-  })
-  const begin = performance.now()
-  program.run()
-  const returned = performance.now() - begin
-  await device.read(program.outputs, new Uint16Array(1))
-  const done = performance.now() - begin
-  expect(returned).toBeLessThan(done / 5)
+test('the sizes of the small model fit together', () => {
+  const model = modelOn(device, 1)
+  expect(model.layers[0]!.wqkv.shape).toEqual([width, dim])
+  expect(step.pageTable.shape).toEqual([shape.seqs, shape.maxPages])
 })
