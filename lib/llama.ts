@@ -210,9 +210,9 @@ export class Llama {
         if (rest) give(rest, [], [])
         const tokens = sequence.tokens.slice(sequence.promptLength)
         const usage = {
-          promptTokens: prompt.length,
+          promptTokens: sequence.promptLength,
           completionTokens: tokens.length,
-          totalTokens: prompt.length + tokens.length,
+          totalTokens: sequence.promptLength + tokens.length,
         }
         generation.finish({ text: full, tokens, logprobs, finishReason, usage })
       },
