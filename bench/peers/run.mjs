@@ -61,7 +61,7 @@ function agreement(ours, theirs) {
   return { agree: at, of: total, margin, near_tie: tie, text }
 }
 
-function table(ours, theirs, bandwidth) {
+function table(ours, theirs) {
   const rows = [
     ['load', 's', r => r.load_s, 2, false],
     ['load + first token', 's', r => r.first_token_s, 2, false],
@@ -71,7 +71,7 @@ function table(ours, theirs, bandwidth) {
     ['peak memory', 'GB', r => r.peak_rss_bytes / 1e9, 2, false],
     ['of it not mapped', 'GB', r => r.anon_rss_bytes / 1e9, 2, false],
   ]
-  if (bandwidth) rows.splice(5, 0, ['of the bandwidth', '%', r => r.decode_bytes_s / 1e7 / bandwidth, 0, true])
+  if (haveMachine) rows.splice(5, 0, ['of the bandwidth then', '%', r => 100 * r.read_share, 0, true])
   const line = cells => cells.map((cell, i) => (i ? cell.padStart(12) : cell.padEnd(28))).join('')
   const body = rows.map(([name, unit, get, digits, moreIsBetter]) => {
     const [a, b] = [ours, theirs].map(result => result && get(result))
@@ -85,20 +85,28 @@ function table(ours, theirs, bandwidth) {
 await makeModel(shapeName, folder)
 const shape = shapes[shapeName]
 
-// What all threads together can read: `{ read_gb_per_s }`.
-const machine = (await access(machineBench).then(
+const haveMachine = await access(machineBench).then(
   () => true,
   () => false,
-))
-  ? await output(machineBench, ['--json', '--device', 'cpu', '--threads', values.threads])
-  : undefined
+)
+/** What all threads together can read now, in bytes a second. It varies by half on a shared machine, so every run has its own. */
+async function readBandwidth() {
+  if (!haveMachine) return undefined
+  const { read_gb_per_s } = await output(machineBench, ['--json', '--device', 'cpu', '--threads', values.threads])
+  return read_gb_per_s * 1e9
+}
 
 const runs = { cria: [], 'llama-cpp': [] }
+let before = await readBandwidth()
 for (let round = 0; round < Number(values.rounds); round++) {
   for (const engine of Object.keys(runs)) {
     try {
       const result = await output(join(here, `${engine}.mjs`), [folder, ...numbers])
-      runs[engine].push({ ...result, decode_bytes_s: decodeBytes(shape, result) })
+      const after = await readBandwidth()
+      const decode_bytes_s = decodeBytes(shape, result)
+      const bandwidth = after && { read_bytes_s: (before + after) / 2, read_share: decode_bytes_s / ((before + after) / 2) }
+      runs[engine].push({ ...result, decode_bytes_s, ...bandwidth })
+      before = after
     } catch (error) {
       console.error(`${engine} failed: ${error.stderr || error.message}`)
       process.exitCode = 1
@@ -110,8 +118,9 @@ const [ours, theirs] = [summary(runs.cria), summary(runs['llama-cpp'])]
 const tokens = agreement(ours, theirs)
 console.log(`${shapeName}, ${values.threads} threads, prompt of ${values.prefill}, ${values.decode} decoded, ${cpus()[0].model}`)
 if (theirs) console.log(`${theirs.version}, ${theirs.backend}`)
-if (machine) console.log(`read bandwidth ${machine.read_gb_per_s.toFixed(1)} GB/s`)
-console.log(`\n${table(ours, theirs, machine?.read_gb_per_s)}\n\n${tokens?.text ?? ''}`)
+if (ours?.read_bytes_s)
+  console.log(`read bandwidth ${(ours.read_bytes_s / 1e9).toFixed(1)} GB/s, measured before and after each run`)
+console.log(`\n${table(ours, theirs)}\n\n${tokens?.text ?? ''}`)
 
 if (values.out) {
   await mkdir(dirname(resolve(values.out)), { recursive: true })
@@ -119,7 +128,6 @@ if (values.out) {
     date: new Date().toISOString(),
     cpu: cpus()[0].model,
     shape: shapeName,
-    machine,
     cria: ours,
     llama_cpp: theirs,
     tokens,

@@ -16,21 +16,21 @@ namespace {
 // --- Few tokens
 
 // to[t][r] += the sum over `count` columns of kRows weight rows and `tokens` rows of x.
-template <class M, int tokens, class T, class P>
-CRIA_INLINE void tile_in_place(float* to, const Raw<M, bf16, kRows>& w, const T* x, int64_t cols, int64_t count,
+template <class M, int tokens, int rows, class T, class P>
+CRIA_INLINE void tile_in_place(float* to, const Raw<M, bf16, rows>& w, const T* x, int64_t cols, int64_t count,
                                const P& ahead) {
   const int64_t steps = count / M::kStep, rest = count % M::kStep;
   Raw<M, T, tokens> xs;
   for (int t = 0; t < tokens; t++) xs.row[t] = x + t * cols;
-  vf sum[tokens][kRows] = {};
+  vf sum[tokens][rows] = {};
   accumulate_steps<M>(sum, w, xs, steps, ahead);
   if (rest) {
-    alignas(64) std::byte w_rest[kRows * kStepBytes<M>], x_rest[tokens * kStepBytes<M>];
-    for (int r = 0; r < kRows; r++) pack_rest<M, kRows>(w_rest, 0, r, w.row[r] + steps * M::kStep, rest);
+    alignas(64) std::byte w_rest[rows * kStepBytes<M>], x_rest[tokens * kStepBytes<M>];
+    for (int r = 0; r < rows; r++) pack_rest<M, rows>(w_rest, 0, r, w.row[r] + steps * M::kStep, rest);
     for (int t = 0; t < tokens; t++) pack_rest<M, tokens>(x_rest, 0, t, xs.row[t] + steps * M::kStep, rest);
-    accumulate_steps<M>(sum, Panel<M, kRows>{w_rest}, Panel<M, tokens>{x_rest}, 1, Nothing{});
+    accumulate_steps<M>(sum, Panel<M, rows>{w_rest}, Panel<M, tokens>{x_rest}, 1, Nothing{});
   }
-  add_segment(to, kRows, sum);
+  add_segment(to, rows, sum);
 }
 
 // Rows [begin, end) of unit u. A round gives every thread a share of half of what is left: long units, since at the end
@@ -51,6 +51,35 @@ CRIA_INLINE Unit unit_of(int64_t u, int64_t rows, int64_t threads) {
   return {rows, rows};
 }
 
+// Up to kTokens tokens: nothing but memory counts. A unit is read as kStreams runs of whole rows side by side, each of
+// which the processor's own prefetcher follows without being asked (measured: 0.93 of a plain read loop, which is one
+// such run a thread; eight rows next to each other, with requests ahead, reach 0.75).
+template <class M, class T>
+void stream_runs(const Linear& op, Worker& worker, int64_t tokens) {
+  const int64_t cols = op.weight.cols;
+  for (int64_t u, next; worker.take(u, next, op.weight.rows);) {
+    const auto [begin, end] = unit_of(u, op.weight.rows, worker.count);
+    if (begin >= op.weight.rows) return;
+    const int64_t run = ceil_div(end - begin, kStreams);
+    for (int64_t n = begin; n < begin + run; n++) {
+      Raw<M, bf16, kStreams> w;
+      for (int r = 0; r < kStreams; r++) w.row[r] = find_row(op.weight, least(n + r * run, end - 1));
+      const T* x = static_cast<const T*>(op.x.data);
+      float y[kTokens][kStreams] = {};
+      for (int64_t k = 0; k < cols; k += M::kSegment, x += M::kSegment) {
+        const int64_t count = least(M::kSegment, cols - k);
+        with_constant(tokens, [&](auto size) __attribute__((always_inline)) {
+          tile_in_place<M, size()>(y[0], w, x, cols, count, Nothing{});
+        });
+        for (int r = 0; r < kStreams; r++) w.row[r] += count;
+      }
+      for (int64_t t = 0; t < tokens; t++)
+        for (int64_t r = 0; r < kStreams && n + r * run < end; r++) write(op, t, n + r * run, &y[t][r], 1);
+    }
+  }
+}
+
+// A few tokens: the weights of a tile stay in L1 while the tokens pass by; the next ones are asked for meanwhile.
 template <class M, class T>
 void stream(const Linear& op, Worker& worker, int64_t tokens) {
   const int64_t cols = op.weight.cols;
@@ -66,21 +95,14 @@ void stream(const Linear& op, Worker& worker, int64_t tokens) {
       float y[kFew][kRows] = {};
       for (int64_t k = 0; k < cols; k += M::kSegment) {
         const int64_t count = least(M::kSegment, cols - k);
-        if (tokens <= kTokens) {
-          const Near near{w.row, (cols - k) * 2, uintptr_t((kRows - 1) * cols * 2)};
-          with_constant(tokens, [&](auto size) __attribute__((always_inline)) {
-            tile_in_place<M, size()>(y[0], w, x + k, cols, count, near);
+        // Next: the next columns of these rows, or the first columns of the next rows.
+        const int64_t distance = k + count < cols ? count : kRows * cols - k;
+        Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(distance * 2), uintptr_t(cols * 2), ahead_rows};
+        for (int64_t t = 0; t < tokens; t += kTokens) {
+          with_constant(tokens - t, [&](auto size) __attribute__((always_inline)) {
+            tile_in_place<M, size()>(y[t], w, x + t * cols + k, cols, count, ahead);
           });
-        } else {
-          // Next: the next columns of these rows, or the first columns of the next rows.
-          const int64_t distance = k + count < cols ? count : kRows * cols - k;
-          Ahead ahead{uintptr_t(w.row[0]) + uintptr_t(distance * 2), uintptr_t(cols * 2), ahead_rows};
-          for (int64_t t = 0; t < tokens; t += kTokens) {
-            with_constant(tokens - t, [&](auto size) __attribute__((always_inline)) {
-              tile_in_place<M, size()>(y[t], w, x + t * cols + k, cols, count, ahead);
-            });
-            ahead.next();
-          }
+          ahead.next();
         }
         for (int r = 0; r < kRows; r++) w.row[r] += count;
       }
@@ -174,6 +196,7 @@ template <class M, class T>
 void multiply(const Linear& op, Worker& worker) {
   const int64_t tokens = live_rows(op.x);
   if (tokens <= 0) return;
+  if (tokens <= kTokens) return stream_runs<M, T>(op, worker, tokens);
   if (tokens <= kFew) return stream<M, T>(op, worker, tokens);
   const int64_t chunk = chunk_of(tokens);
   const Layout<M> layout(chunk, op.weight.cols);

@@ -19,6 +19,9 @@ constexpr int64_t kSegmentBytes = 4096;
 // Tokens in a panel of x. A segment of all of them shall stay in L2: 0.6 MB where AVX-512 machines have 1 or 2.
 constexpr int64_t kChunk = kLanes == 16 ? 144 : 96;
 
+// Rows of weights read side by side when at most kTokens tokens make memory the only limit.
+constexpr int kStreams = 4;
+
 // Up to here both operands are converted in every tile, which costs less than preparing panels (measured).
 constexpr int64_t kFew = kLanes == 16 ? 12 : 6;
 
@@ -130,34 +133,19 @@ struct Ahead {
   void next() { row += uintptr_t(rows) * stride; }
 };
 
-// For up to kTokens tokens, when nothing but memory counts: the same rows 1 KB further on, into L1 (measured: 93 to 95%
-// of a plain read loop, where 2 KB further on or into L2 reach 80). In the last KB of a row: the row of the next tile.
-struct Near {
-  static constexpr int64_t kDistance = 1024;
-  const bf16* const* row;  // [kRows]
-  int64_t rest;            // bytes from here to the end of the row
-  uintptr_t jump;          // from the end of a row to the beginning of that of the next tile
-
-  CRIA_INLINE void request(int64_t offset) const {
-    const uintptr_t distance = uintptr_t(offset + kDistance) + (offset + kDistance < rest ? 0 : jump);
-#pragma GCC unroll 8
-    for (int r = 0; r < kRows; r++)
-      __builtin_prefetch(reinterpret_cast<const void*>(uintptr_t(row[r]) + distance), 0, 3);
-  }
-};
 struct Nothing {
   CRIA_INLINE void request(int64_t) const {}
 };
 
 // --- The sum
 
-template <class M, int half, int tokens, class W, class X>
-CRIA_INLINE void accumulate(vf (&sum)[tokens][kRows], const W& w, const X& x, int64_t step) {
+template <class M, int half, int tokens, int rows, class W, class X>
+CRIA_INLINE void accumulate(vf (&sum)[tokens][rows], const W& w, const X& x, int64_t step) {
   typename M::Operand xs[tokens];
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; t++) xs[t] = in_register(x.template at<half>(t, step));
 #pragma GCC unroll 8
-  for (int r = 0; r < kRows; r++) {
+  for (int r = 0; r < rows; r++) {
     const auto ws = in_register(w.template at<half>(r, step));
 #pragma GCC unroll 8
     for (int t = 0; t < tokens; t++) sum[t][r] = M::accumulate(sum[t][r], ws, xs[t]);
@@ -166,8 +154,8 @@ CRIA_INLINE void accumulate(vf (&sum)[tokens][kRows], const W& w, const X& x, in
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; t++) still_used(xs[t]);
 }
-template <class M, int tokens, class W, class X, class P>
-CRIA_INLINE void accumulate_steps(vf (&sum)[tokens][kRows], const W& w, const X& x, int64_t steps, const P& ahead) {
+template <class M, int tokens, int rows, class W, class X, class P>
+CRIA_INLINE void accumulate_steps(vf (&sum)[tokens][rows], const W& w, const X& x, int64_t steps, const P& ahead) {
   for (int64_t s = 0; s < steps; s++) {
     ahead.request(s * M::kStep * 2);
     accumulate<M, 0>(sum, w, x, s);
@@ -175,12 +163,12 @@ CRIA_INLINE void accumulate_steps(vf (&sum)[tokens][kRows], const W& w, const X&
   }
 }
 // to[t * stride + r] += the sum of a segment. The first segment is added to zero.
-template <int tokens>
-CRIA_INLINE void add_segment(float* to, int64_t stride, const vf (&sum)[tokens][kRows]) {
+template <int tokens, int rows>
+CRIA_INLINE void add_segment(float* to, int64_t stride, const vf (&sum)[tokens][rows]) {
 #pragma GCC unroll 8
   for (int t = 0; t < tokens; t++)
 #pragma GCC unroll 8
-    for (int r = 0; r < kRows; r += 4) {
+    for (int r = 0; r < rows; r += 4) {
       float* p = to + t * stride + r;
       store_as(p, load_as<f4>(p) + hsum4(sum[t][r], sum[t][r + 1], sum[t][r + 2], sum[t][r + 3]));
     }
@@ -197,6 +185,12 @@ CRIA_INLINE void write(const Linear& op, int64_t t, int64_t n, const float* sum,
     else
       store(static_cast<bf16*>(op.y.data) + at + i, v);
   }
+}
+
+CRIA_INLINE const bf16* find_row(const Weight& w, int64_t n) {
+  const RowBlock* block = w.blocks;
+  while (n >= block->rows) n -= block++->rows;
+  return block->data + n * w.cols;
 }
 
 // Weight rows [first, first + count) of the matrix; places beyond repeat the last row, and nobody looks at their sums.
