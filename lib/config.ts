@@ -212,6 +212,9 @@ export const builtinConfigs = {
 /** A name in builtinConfigs. */
 export type BuiltinConfig = keyof typeof builtinConfigs
 
+/** Higher temperatures cannot be told from a choice at random. */
+export const mostTemperature = 1e6
+
 /** Whether name is one of builtinConfigs. */
 export function isBuiltinConfig(name: string): name is BuiltinConfig {
   return Object.hasOwn(builtinConfigs, name)
@@ -295,7 +298,7 @@ function samplingDefaults(g: Source): SamplingDefaults {
   const optional = (name: string, valid: (x: number) => boolean, expected: string) =>
     field(g, name) === undefined ? undefined : real(g, name, valid, expected)
   const doSample = flag(g, 'do_sample')
-  const temperature = optional('temperature', x => x >= 0 && x <= 1000, 'a number from 0 to 1000') ?? 1
+  const temperature = optional('temperature', x => x >= 0 && x <= mostTemperature, `a number from 0 to ${mostTemperature}`) ?? 1
   const topK = integer(g, 'top_k', 0, 2 ** 31 - 1, 0)
   return {
     doSample,
@@ -323,8 +326,8 @@ const listed = ['auto_map', 'bad_words_ids', 'sequence_bias', 'suppress_tokens',
 function ignored(c: Source, g: Source): string[] {
   const found = listed.filter(name => field(g, name) !== undefined)
   for (const [name, off] of Object.entries(neutral)) if ((field(g, name) ?? off) !== off) found.push(name)
-  const inConfig = field(c, 'auto_map') === undefined ? [] : [`${c.file}: auto_map`]
-  return [...inConfig, ...found.map(name => `${g.file}: ${name}`)]
+  const inConfig = ['auto_map', 'sliding_window'].filter(name => field(c, name) !== undefined)
+  return [...inConfig.map(name => `${c.file}: ${name}`), ...found.map(name => `${g.file}: ${name}`)]
 }
 
 /** A JSON object, the file it is in and, for messages, the path to it within the file. */

@@ -14,7 +14,7 @@ export { ClosedError, CriaError, DeviceError, InputError, ModelError, NumericErr
 export type { Completion, Generation, Piece, Usage } from './generation.ts'
 export { formatInspection, type Inspection, inspect } from './inspect.ts'
 export { Llama } from './llama.ts'
-export type { GenerateOptions, LoadOptions } from './options.ts'
+export type { GenerateOptions, LoadOptions, LogitsOptions } from './options.ts'
 export type { SamplingOptions } from './sampling.ts'
 export type { FinishReason } from './sequence.ts'
 export { Tokenizer } from './tokenizer.ts'

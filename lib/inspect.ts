@@ -101,6 +101,12 @@ const F32 = 4
  * @throws InputError ERR_OPTION_TOKENS when tokens or past are not counts, or exceed the context together
  */
 export function inspect(config: LlamaConfig, options: InspectOptions = {}): Inspection {
+  if (typeof config !== 'object' || config === null) {
+    throw new InputError(
+      'ERR_ARGUMENT',
+      `inspect takes a config, as readConfig or builtinConfigs give it, found ${typeof config}`,
+    )
+  }
   const { layers, kvHeads, headDim, context } = config
   const { past = 0, logits = 'all' } = options
   const { tokens = context - past } = options

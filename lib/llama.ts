@@ -6,10 +6,18 @@ import { ChatTemplate, type Message } from './chat.ts'
 import { type LlamaConfig, readConfig } from './config.ts'
 import { Detokenizer } from './detokenizer.ts'
 import { Engine, type EngineLimits, type EngineStats } from './engine.ts'
-import { ClosedError, InputError } from './errors.ts'
+import { ClosedError, InputError, ModelError } from './errors.ts'
 import { Generation } from './generation.ts'
 import { type DeviceName, devices, open } from './native.ts'
-import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, request } from './options.ts'
+import {
+  type GenerateOptions,
+  type LoadOptions,
+  type LogitsOptions,
+  limitsFor,
+  loadOptions,
+  logitsOptions,
+  request,
+} from './options.ts'
 import { packageRoot } from './package.ts'
 import { show } from './sampling.ts'
 import { type FinishReason, Sequence } from './sequence.ts'
@@ -53,7 +61,7 @@ export class Llama {
    *   option is wrong; the reason of an aborted options.signal
    */
   static async load(model: string, options: LoadOptions = {}): Promise<Llama> {
-    if (typeof model !== 'string' || model === '') {
+    if (typeof model !== 'string' || model === '' || model.includes('\0')) {
       throw new InputError('ERR_OPTION_TYPE', `model is ${show(model)}, expected the path of a folder, or 'demo'`)
     }
     loadOptions(options)
@@ -61,6 +69,7 @@ export class Llama {
     const folder = model === 'demo' ? join(packageRoot, 'lib', 'demo') : model
     const config = await readConfig(folder)
     const tokenizer = await Tokenizer.load(folder)
+    if (tokenizer) checkTokenizer(tokenizer, config, folder)
     const chat = tokenizer && (await ChatTemplate.load(folder, tokenizer))
     return Llama.#open(config, { tokenizer, chat }, options, device => loadModel(device, folder, config, options))
   }
@@ -114,14 +123,15 @@ export class Llama {
    * Logits for evaluation, teacher-forced: row i, of [tokens, vocab], is what the model expects after tokens[0 .. i].
    * @throws as generate
    */
-  async logits(tokens: readonly number[], options: { signal?: AbortSignal } = {}): Promise<Float32Array> {
+  async logits(tokens: readonly number[], options: LogitsOptions = {}): Promise<Float32Array> {
     this.#check()
+    logitsOptions(options)
     this.#checkTokens(tokens, this.contextLength)
     expectMany(options.signal)
     return this.#engine.evaluate(tokens, options.signal)
   }
 
-  /** What the engine does now and has done since load. */
+  /** What the engine does now and has done since load; after close(), what it did. */
   stats(): EngineStats {
     return this.#engine.stats
   }
@@ -144,6 +154,7 @@ export class Llama {
 
   #encode(prompt: string): number[] {
     if (!this.tokenizer) throw noTokenizer('a text prompt')
+    if (prompt === '') throw new InputError('ERR_PROMPT_EMPTY', 'the prompt is empty, expected text')
     const tokens = this.tokenizer.encode(prompt)
     const bos = this.config.bos ?? this.tokenizer.bos
     return bos === undefined ? tokens : [bos, ...tokens]
@@ -151,7 +162,8 @@ export class Llama {
 
   #checkTokens(tokens: readonly number[], most: number): void {
     if (!Array.isArray(tokens)) {
-      throw new InputError('ERR_PROMPT_TYPE', `the prompt is ${show(tokens)}, expected text or an array of token ids`)
+      const typed = ArrayBuffer.isView(tokens) ? '; Array.from makes one of a typed array' : ''
+      throw new InputError('ERR_PROMPT_TYPE', `the prompt is ${show(tokens)}, expected text or an array of token ids${typed}`)
     }
     if (tokens.length === 0) throw new InputError('ERR_PROMPT_EMPTY', 'the prompt is empty, expected at least one token')
     if (tokens.length > most) {
@@ -263,6 +275,15 @@ class TextStream {
 /** Any number of generations may have one signal: Node need not warn of a leak. */
 function expectMany(signal: AbortSignal | undefined): void {
   if (signal instanceof EventTarget) setMaxListeners(0, signal)
+}
+
+/** A token that the embedding lacks would be found only when a text has it. */
+function checkTokenizer(tokenizer: Tokenizer, config: LlamaConfig, folder: string): void {
+  if (tokenizer.size <= config.vocab) return
+  const last = tokenizer.size - 1
+  const found = `tokenizer.json has token ${last} (${JSON.stringify(tokenizer.decode([last], { special: true }))})`
+  const way = 'the two do not belong together, or tokens were added and the model was not resized'
+  throw new ModelError('ERR_TOKENIZER_SIZE', `${folder}: ${found}, but vocab_size in config.json is ${config.vocab}; ${way}`)
 }
 
 function noTokenizer(what: string): InputError {

@@ -43,6 +43,11 @@ export interface GenerateOptions extends SamplingOptions {
   readonly signal?: AbortSignal | undefined
 }
 
+export interface LogitsOptions {
+  /** Ends the evaluation: it rejects with the signal's reason. */
+  readonly signal?: AbortSignal | undefined
+}
+
 /** A generation's options with everything filled in. */
 export interface Request {
   readonly maxTokens: number
@@ -89,6 +94,12 @@ export function loadOptions(options: LoadOptions): void {
   isSignal(options.signal)
 }
 
+/** @throws InputError ERR_OPTION_UNKNOWN, ERR_OPTION_TYPE */
+export function logitsOptions(options: LogitsOptions): void {
+  refuseUnknown('logits', options, ['signal'])
+  isSignal(options.signal)
+}
+
 /**
  * The engine's sizes for a model. memory: bytes of the device.
  * @throws InputError ERR_OPTION_RANGE; DeviceError ERR_OUT_OF_MEMORY: the key/value cache alone is larger than the memory
@@ -122,12 +133,13 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
   whole('maxTokens', options.maxTokens, 1)
   flag('ignoreEos', options.ignoreEos)
   isSignal(options.signal)
-  const stop = typeof options.stop === 'string' ? [options.stop] : (options.stop ?? [])
+  const given = options.stop === undefined ? [] : options.stop
+  const stop = typeof given === 'string' ? [given] : given
   if (!Array.isArray(stop) || stop.length > 16 || stop.some(s => typeof s !== 'string' || s.length > 1024)) {
     const expected = 'a string or at most 16 of them, of at most 1024 characters each'
     throw new InputError('ERR_OPTION_STOP', `stop is ${show(options.stop)}, expected ${expected}`)
   }
-  const extra = options.stopTokens ?? []
+  const extra = options.stopTokens === undefined ? [] : options.stopTokens
   const valid =
     Array.isArray(extra) && extra.length <= 64 && extra.every(id => Number.isInteger(id) && id >= 0 && id < config.vocab)
   if (!valid) {

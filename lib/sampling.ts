@@ -1,6 +1,6 @@
 /** How the next token is chosen: options of a generation, checked, with the model's defaults filled in. Pure. */
 import { inspect } from 'node:util'
-import type { SamplingDefaults } from './config.ts'
+import { mostTemperature, type SamplingDefaults } from './config.ts'
 import { InputError } from './errors.ts'
 
 export interface SamplingOptions {
@@ -12,7 +12,7 @@ export interface SamplingOptions {
   readonly topK?: number | undefined
   /** Keep tokens at least this many times as probable as the most probable one, in [0, 1]. 0 keeps all. */
   readonly minP?: number | undefined
-  /** The same seed, prompt and options give the same tokens, alone or among others. A whole number; default: random. */
+  /** The same seed, prompt and options give the same tokens, alone or among others. A whole number of at most 64 bits; default: random. */
   readonly seed?: number | bigint | undefined
 }
 
@@ -33,7 +33,7 @@ export function samplingParameters(options: SamplingOptions, defaults: SamplingD
   const topP = options.topP ?? defaults.topP ?? 1
   const topK = options.topK ?? defaults.topK ?? 0
   const minP = options.minP ?? defaults.minP ?? 0
-  check('temperature', temperature, x => x >= 0 && x <= 1e6, 'a number from 0 (greedy) on')
+  check('temperature', temperature, x => x >= 0 && x <= mostTemperature, `a number from 0 (greedy) to ${mostTemperature}`)
   check('topP', topP, x => x > 0 && x <= 1, 'a number above 0 and at most 1')
   check('topK', topK, x => Number.isInteger(x) && x >= 0 && x < 2 ** 31, 'a whole number, 0 for no limit')
   check('minP', minP, x => x >= 0 && x <= 1, 'a number from 0 to 1')
@@ -46,8 +46,14 @@ function seedWords(seed: number | bigint | undefined): readonly [number, number]
     return [words[0]!, words[1]!]
   }
   if (typeof seed !== 'bigint') check('seed', seed, Number.isSafeInteger, 'a whole number below 2^53, or a bigint')
+  else if (!isSeed(seed)) throw new InputError('ERR_OPTION_RANGE', `seed is ${show(seed)}, expected at most 64 bits`)
   const bits = BigInt.asUintN(64, BigInt(seed))
   return [Number(bits & 0xffffffffn), Number(bits >> 32n)]
+}
+
+/** Whether it has at most 64 bits, with or without a sign. */
+export function isSeed(seed: bigint): boolean {
+  return BigInt.asUintN(64, seed) === seed || BigInt.asIntN(64, seed) === seed
 }
 
 function check(name: string, value: unknown, holds: (value: number) => boolean, expected: string): void {

@@ -3,6 +3,7 @@
 import { join } from 'node:path'
 import { InputError } from './errors.ts'
 import { readJson } from './json.ts'
+import { show } from './sampling.ts'
 import type { Merges, Vocabulary } from './tokenizer_bpe.ts'
 import { type AddedToken, byteLevel, readTokenizer, type TokenizerFile } from './tokenizer_file.ts'
 import { pieceEnd } from './tokenizer_split.ts'
@@ -99,8 +100,11 @@ export class Tokenizer {
   /**
    * The text of tokens. Special tokens are left out unless `special` asks for them, ids without a token always are. Bytes
    * that are not UTF-8 become U+FFFD; nothing else is changed, spaces before punctuation and a leading U+FEFF stay.
+   * @throws InputError ERR_ARGUMENT: not an array of whole numbers from 0 on.
    */
   decode(tokens: readonly number[], { special = false }: TokenizerOptions = {}): string {
+    if (!Array.isArray(tokens)) throw new InputError('ERR_ARGUMENT', `decode takes an array of token ids, found ${show(tokens)}`)
+    for (const id of tokens) checkId(id)
     const parts = tokens.filter(id => special || !this.isSpecial(id)).map(id => this.#bytesOf(id))
     return Buffer.concat(parts).toString('utf8')
   }
@@ -115,12 +119,17 @@ export class Tokenizer {
     return this.#addedById.get(id)?.special === true
   }
 
-  /** The bytes a token stands for; none for an id without a token, such as the padding at the end of some models. */
+  /**
+   * The bytes a token stands for; none for an id without a token, such as the padding at the end of some models.
+   * @throws InputError ERR_ARGUMENT: not a whole number from 0 on.
+   */
   bytes(id: number): Uint8Array {
+    checkId(id)
     return Uint8Array.from(this.#bytesOf(id))
   }
 
   #bytesOf(id: number): Uint8Array {
+    if (id >= this.size) return nothing // not kept: any number may come here
     this.#bytes[id] ??= this.#spell(id)
     return this.#bytes[id]!
   }
@@ -175,6 +184,13 @@ export class Tokenizer {
     const ids = Int32Array.from(bytes, byte => this.#byteIds[byte]!)
     return Array.from(ids.subarray(0, this.#merges.apply(ids, ids.length)))
   }
+}
+
+const nothing = new Uint8Array(0)
+
+function checkId(id: unknown): void {
+  if (Number.isInteger(id) && (id as number) >= 0) return
+  throw new InputError('ERR_ARGUMENT', `a token id is ${show(id)}, expected a whole number from 0 on`)
 }
 
 /** The text of bos_token or eos_token in tokenizer_config.json: a string, or an object with `content`. */

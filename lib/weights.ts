@@ -76,7 +76,7 @@ function assemble(device: Device, config: LlamaConfig, tensor: Source): Model {
 
 /**
  * The weights of a model folder: model.safetensors, or the shards that model.safetensors.index.json lists.
- * @throws ModelError ERR_WEIGHTS_MISSING, ERR_WEIGHTS_INDEX, ERR_WEIGHTS_TENSOR, ERR_WEIGHTS_DTYPE, ERR_WEIGHTS_SHAPE,
+ * @throws ModelError ERR_WEIGHTS_MISSING, ERR_WEIGHTS_INDEX, ERR_WEIGHTS_TENSOR, ERR_WEIGHTS_LAYERS, ERR_WEIGHTS_DTYPE, ERR_WEIGHTS_SHAPE,
  *   ERR_WEIGHTS_DUPLICATE, ERR_MODEL_FILE_*, ERR_SAFETENSORS_*; the reason of an aborted signal
  */
 export async function loadModel(
@@ -88,6 +88,7 @@ export async function loadModel(
   const { files, index } = await weightFiles(folder)
   const tensors = await device.weights(files, options)
   if (index) checkIndex(index, tensors)
+  refuseMoreLayers(tensors, config.layers)
   return assemble(device, config, (name, shape) => {
     const weight = tensors.get(name)
     if (!weight) {
@@ -104,6 +105,16 @@ export async function loadModel(
     }
     return weight
   })
+}
+
+/** A model with its last layers left out computes, and says nonsense. */
+function refuseMoreLayers(tensors: ReadonlyMap<string, Weight>, layers: number): void {
+  for (const [name, { file }] of tensors) {
+    const layer = Number(/^model\.layers\.(\d+)\./.exec(name)?.[1] ?? 0)
+    if (layer < layers) continue
+    const found = `has ${name}, but num_hidden_layers in config.json is ${layers}`
+    throw new ModelError('ERR_WEIGHTS_LAYERS', `${file}: ${found}; the two do not belong together`)
+  }
 }
 
 /** Random weights in memory (std 0.02, norms std 1), to measure a shape without its files. */

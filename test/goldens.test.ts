@@ -116,7 +116,7 @@ afterAll(() => {
   process.stderr.write(`goldens, error / allowance:\n${measured.join('\n')}\n`)
 })
 
-for (const set of ['scalar', 'avx2', 'avx512']) {
+for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
   const why = await obstacle(set)
   const group = why === undefined ? describe : describe.skip
   group(`instruction set: ${set}${why === undefined ? '' : ` (${why})`}`, () => {

@@ -1,9 +1,11 @@
 /** What npm would publish: everything that users need, nothing that they do not, and no install script. */
 import { execFileSync } from 'node:child_process'
-import { existsSync, readFileSync } from 'node:fs'
+import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
+import { copyProject } from './project.ts'
 
 const manifest = JSON.parse(readFileSync(join(packageRoot, 'package.json'), 'utf8'))
 
@@ -68,3 +70,45 @@ test('every dependency is pinned, and every entry of exports and bin exists', ()
   for (const target of targets as string[])
     expect({ target, exists: existsSync(join(packageRoot, target)) }).toEqual({ target, exists: true })
 })
+
+test('packed with its prebuilt addon, installed without scripts, and used: ESM, CommonJS, types, command line', () => {
+  const project = copyProject()
+  const user = mkdtempSync(join(tmpdir(), 'cria-user-'))
+  const run = (command: string, args: string[], cwd = user, more: NodeJS.ProcessEnv = {}) =>
+    execFileSync(command, args, { cwd, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...more } })
+  try {
+    run('npm', ['pack', '--pack-destination', user], project) // runs prepack: builds, and makes the prebuilt addon
+    const archive = join(user, `cria-${manifest.version}.tgz`)
+    expect(statSync(archive).size).toBeLessThan(15e6)
+    expect(existsSync(join(project, 'build/Release/cria.node'))).toBe(true) // who packs can go on working
+
+    writeFileSync(join(user, 'package.json'), '{ "name": "user", "private": true, "type": "module" }')
+    run('npm', ['install', '--ignore-scripts', '--no-audit', '--no-fund', archive])
+    const installed = join(user, 'node_modules/cria')
+    const prebuilt = join(installed, 'prebuilds', `${process.platform}-${process.arch}`)
+    expect(existsSync(join(installed, 'build'))).toBe(false)
+    expect(existsSync(prebuilt)).toBe(true)
+
+    const use = `const llama = await Llama.load('demo', { device: 'cpu' })
+      const { text } = await llama.generate('The old house', { maxTokens: 8, temperature: 0 })
+      await llama.close()
+      console.log(devices().some(d => d.device === 'cpu'), JSON.stringify(text))`
+    writeFileSync(join(user, 'esm.mjs'), `import { Llama } from 'cria'\nimport { devices } from 'cria/native'\n${use}`)
+    const required = "const { Llama } = require('cria')\nconst { devices } = require('cria/native')"
+    writeFileSync(join(user, 'common.cjs'), `${required}\n;(async () => { ${use} })()`)
+    const printed = run(process.execPath, ['esm.mjs'])
+    expect(printed).toMatch(/^true "( \w+)+/)
+    expect(run(process.execPath, ['common.cjs'], user, { NODE_NO_WARNINGS: '1' })).toBe(printed)
+    expect(run(join(user, 'node_modules/.bin/cria'), ['--version'])).toBe(`${manifest.version}\n`)
+
+    mkdirSync(join(user, 'types'))
+    const typed = `import { Llama, type Completion } from 'cria'\nimport { open } from 'cria/native'
+      export const answer = async (): Promise<Completion> => (await Llama.load('demo')).generate('x', { maxTokens: 2 })
+      export const name: string = open('cpu').name\n`
+    writeFileSync(join(user, 'types/use.mts'), typed)
+    const flags = ['--noEmit', '--strict', '--module', 'nodenext', '--target', 'es2022', '--lib', 'es2023,esnext.disposable,dom']
+    run(join(packageRoot, 'node_modules/.bin/tsc'), [...flags, 'types/use.mts'])
+  } finally {
+    for (const folder of [project, user]) rmSync(folder, { recursive: true, force: true })
+  }
+}, 300_000)

@@ -20,12 +20,12 @@ Examples:
   $ cria inspect llama3-8b                           what a model weighs and computes
 
 Exit codes: 0 done, 1 an error, 2 wrong usage, 130 ended by Ctrl-C.
-Environment: CRIA_DEVICE (what 'auto' means), CRIA_CPU (scalar, avx2 or avx512), CRIA_DEBUG=1 (errors with their
-stack), NO_COLOR.`
+Environment: CRIA_DEVICE (what 'auto' means), CRIA_CPU (scalar, avx2, avx512 or avx512bf16), CRIA_DEBUG=1 (errors
+with their stack), NO_COLOR.`
 
 const stop = new Stop()
 const program = new Command('cria')
-  .description('Llama 3 on NVIDIA GPUs, or the CPU, from Node.')
+  .description('Llama 3 from Node, on kernels of its own.')
   .version(version)
   .showHelpAfterError('(--help says more)')
   .configureHelp({ helpWidth: Math.min(process.stdout.columns || 100, 100) })

@@ -1,6 +1,8 @@
 /** The options that commands share, checked before anything is loaded. */
 import { type Command, InvalidArgumentError } from 'commander'
+import { mostTemperature } from '../config.ts'
 import type { GenerateOptions } from '../options.ts'
+import { isSeed } from '../sampling.ts'
 
 export interface LoadFlags {
   readonly device?: string
@@ -28,7 +30,7 @@ export function loadOptions(command: Command): Command {
 export function samplingOptions(command: Command): Command {
   return command
     .option('--max-tokens <n>', 'most tokens to generate (default: to the end of the context)', whole(1))
-    .option('--temperature <t>', "0 takes the most probable token (default: the model's)", real(0, 1e6))
+    .option('--temperature <t>', "0 takes the most probable token (default: the model's)", real(0, mostTemperature))
     .option('--top-p <p>', 'keep the most probable tokens with this probability together, up to 1', topP)
     .option('--top-k <k>', 'keep this many of the most probable tokens, 0 for all', whole(0, 2 ** 31 - 1))
     .option('--min-p <p>', 'keep tokens this many times as probable as the first, 0 to 1', real(0, 1))
@@ -61,8 +63,8 @@ function parsed(text: string, valid: (value: number) => boolean, expected: strin
 }
 
 export function seed(text: string): bigint {
-  if (/^-?\d+$/.test(text)) return BigInt(text)
-  throw new InvalidArgumentError('Expected a whole number.')
+  if (/^-?\d+$/.test(text) && isSeed(BigInt(text))) return BigInt(text)
+  throw new InvalidArgumentError('Expected a whole number of at most 64 bits.')
 }
 
 function collect(text: string, before: readonly string[] = []): readonly string[] {

@@ -1,8 +1,8 @@
 // Sets up whatever is missing or out of date, and nothing else: dependencies, the native addon, the compiled TypeScript.
 // Plain JavaScript without dependencies: it runs on a fresh clone. Progress goes to stderr.
-import { execFileSync, spawn } from 'node:child_process'
+import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -16,16 +16,16 @@ function refuse(sentence) {
   process.exit(1)
 }
 
+/** Folders that no step builds from. */
+const skipped = new Set(['node_modules', 'peers', 'results'])
+
 /** The contents of files and folders as one hash, so that what did not change is not built again. */
 function fingerprint(...paths) {
   const hash = createHash('sha256').update(process.version)
   const add = path => {
-    if (!existsSync(path)) return
-    try {
-      for (const name of readdirSync(path).sort()) if (name !== 'node_modules') add(join(path, name))
-    } catch {
-      hash.update(path).update(readFileSync(path)) // not a folder
-    }
+    const found = statSync(path, { throwIfNoEntry: false })
+    if (found?.isDirectory()) for (const name of readdirSync(path).sort()) skipped.has(name) || add(join(path, name))
+    else if (found) hash.update(path).update(readFileSync(path))
   }
   for (const path of paths) add(path)
   return hash.digest('hex')
@@ -89,12 +89,27 @@ function version(command) {
   }
 }
 
-function checkTools() {
-  const compiler = process.env.CXX ?? ['c++', 'g++', 'clang++'].find(version)
+const older = (found, wanted) => found.localeCompare(wanted, 'en', { numeric: true }) < 0
+
+/** What building needs and this machine has not, in words. */
+function missingTools() {
   const missing = []
-  if (!compiler || !version(compiler)) missing.push('a C++20 compiler')
-  if (!version('cmake')) missing.push('cmake')
+  const compiler = process.env.CXX ?? ['c++', 'g++', 'clang++'].find(version)
+  const found = compiler && version(compiler)
+  if (!found) missing.push('a C++20 compiler')
+  else {
+    const source = '#include <concepts>\nint main() { return std::integral<int> ? 0 : 1; }\n'
+    const { status } = spawnSync(compiler, ['-std=c++20', '-fsyntax-only', '-x', 'c++', '-'], { input: source })
+    if (status !== 0) missing.push(`a C++20 compiler (${compiler} ${found} is too old)`)
+  }
+  const cmake = version('cmake')
+  if (!cmake || older(cmake, '3.18')) missing.push(`cmake 3.18${cmake ? ` (${cmake} is too old)` : ''}`)
   if (!version('make') && !version('ninja')) missing.push('make')
+  return missing
+}
+
+function checkTools() {
+  const missing = missingTools()
   if (missing.length === 0) return
   const how =
     process.platform === 'darwin'

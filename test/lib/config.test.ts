@@ -202,10 +202,10 @@ describe('what a file may leave out, add or say twice', () => {
 
   test('auto_map is ignored and reported, as is what other engines would act on', () => {
     const config = parseConfig(
-      { ...llama31, auto_map: { AutoModel: 'evil.py' } },
+      { ...llama31, auto_map: { AutoModel: 'evil.py' }, sliding_window: 4096 },
       { ...generation31, num_beams: 4, typical_p: 1, eta_cutoff: null },
     )
-    expect(config.ignored).toEqual(['config.json: auto_map', 'generation_config.json: num_beams'])
+    expect(config.ignored).toEqual(['config.json: auto_map', 'config.json: sliding_window', 'generation_config.json: num_beams'])
   })
 
   test('__proto__, constructor and inherited fields are not fields', () => {

@@ -278,6 +278,8 @@ describe('prompts that are refused', () => {
   const range = 'expected a whole number from 0 to 4095'
   const wrong: [string, unknown, string, string][] = [
     ['no token', [], 'ERR_PROMPT_EMPTY', 'expected at least one token'],
+    ['no text', '', 'ERR_PROMPT_EMPTY', 'expected text'],
+    ['a typed array', new Int32Array(3), 'ERR_PROMPT_TYPE', 'Array.from makes one of a typed array'],
     ['too many tokens', new Array(40).fill(1), 'ERR_PROMPT_TOO_LONG', 'the prompt has 40 tokens, expected at most 39'],
     ['too much text', 'word '.repeat(60), 'ERR_PROMPT_TOO_LONG', 'expected at most 39'],
     ...[-1, 4096, 1.5, Number.NaN, Number.POSITIVE_INFINITY, '5', 5n, null, undefined, {}].map(
@@ -307,9 +309,5 @@ describe('prompts that are refused', () => {
     expect(() => llama.generate(text, { maxTokens: 0 })).toThrow(expect.objectContaining({ code: 'ERR_OPTION_RANGE' }) as never)
     expect(() => llama.generate(text, { stop: '' })).toThrow(expect.objectContaining({ code: 'ERR_OPTION_STOP' }) as never)
     expect(llama.stats()).toEqual(before)
-  })
-
-  test('an empty text is the token that starts a sequence', async () => {
-    expect((await llama.generate('', greedy)).usage.promptTokens).toBe(1)
   })
 })

@@ -21,6 +21,11 @@ async function tensors(folder: string): Promise<[name: string, shape: number[]][
   return found
 }
 
+test.each([undefined, null, 5, 'llama3-8b'])('%p is no config', config => {
+  const error = { name: 'InputError', code: 'ERR_ARGUMENT', message: expect.stringContaining('inspect takes a config') }
+  expect(() => inspect(config as never)).toThrow(expect.objectContaining(error) as never)
+})
+
 describe('weights', () => {
   test.each<[keyof typeof builtinConfigs, number]>([
     // as Hugging Face shows them

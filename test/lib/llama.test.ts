@@ -68,7 +68,7 @@ describe('load', () => {
     expect(await rejection(load({ device: 'gpu' }))).toMatchObject({ message: expect.stringContaining('gpu') as never })
   })
 
-  test.each([[''], [undefined], [5]])('a model named %p', async model => {
+  test.each([[''], [undefined], [5], ['a\0b']])('a model named %p', async model => {
     expect(await rejection(Llama.load(model as string))).toMatchObject({ code: 'ERR_OPTION_TYPE', name: 'InputError' })
   })
 

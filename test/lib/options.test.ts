@@ -1,7 +1,7 @@
 import { describe, expect, test } from '@jest/globals'
 import { builtinConfigs } from '../../lib/config.ts'
 import { InputError } from '../../lib/errors.ts'
-import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, request } from '../../lib/options.ts'
+import { type GenerateOptions, type LoadOptions, limitsFor, loadOptions, logitsOptions, request } from '../../lib/options.ts'
 
 const config = builtinConfigs['llama3-8b']
 const generate = (options: unknown, room = 100) => request(options as GenerateOptions, config, room)
@@ -55,14 +55,16 @@ describe('generate', () => {
     ...table('maxTokens', notWhole, 'RANGE', 'a whole number from 1 on'),
     ...table('signal', signals, 'TYPE', 'an AbortSignal'),
     ...table('ignoreEos', ['false', 0, 1, null, {}], 'TYPE', 'true or false'),
-    ...table('temperature', [Number.NaN, -1, '1'], 'RANGE', 'a number from 0'),
+    ...table('temperature', [Number.NaN, -1, 1000001, '1'], 'RANGE', 'a number from 0 (greedy) to 1000000'),
     ...table('seed', [0.5, '1'], 'RANGE', 'a whole number below 2^53, or a bigint'),
+    ...table('seed', [2n ** 64n, -(2n ** 63n) - 1n], 'RANGE', 'at most 64 bits'),
     ...table(
       'stop',
       [
         5,
         1n,
         true,
+        null,
         {},
         [5],
         [1n],
@@ -78,7 +80,7 @@ describe('generate', () => {
     ),
     ...table(
       'stopTokens',
-      [5, 'a', [-1], [1.5], [Number.NaN], ['5'], [1n], [null], [128256], circular, new Set([5]), new Array(65).fill(5)],
+      [5, null, 'a', [-1], [1.5], [Number.NaN], ['5'], [1n], [null], [128256], circular, new Set([5]), new Array(65).fill(5)],
       'RANGE',
       'at most 64 whole numbers from 0 to 128255',
     ),
@@ -120,6 +122,20 @@ describe('generate', () => {
     expect([...generate({ stopTokens: [0, 128255] }).stopTokens]).toEqual([128001, 128009, 0, 128255])
     expect([...generate({ ignoreEos: true, stopTokens: [5] }).stopTokens]).toEqual([5])
     expect([...generate({ ignoreEos: false }).stopTokens]).toEqual([128001, 128009])
+  })
+})
+
+describe('logits', () => {
+  test.each(signals)('signal: %p', signal => {
+    const wrong = { name: 'signal', value: signal, code: 'ERR_OPTION_TYPE', expected: 'an AbortSignal' }
+    refused(() => logitsOptions({ signal } as never), wrong)
+  })
+  test.each([
+    [null, 'ERR_OPTION_TYPE', 'the options of logits are null, expected an object'],
+    [{ temperature: 1 }, 'ERR_OPTION_UNKNOWN', 'logits has no option temperature; there are signal'],
+  ])('options that are %p', (options, code, message) => {
+    const error = expect.objectContaining({ name: 'InputError', code, message: expect.stringContaining(message) })
+    expect(() => logitsOptions(options as never)).toThrow(error as never)
   })
 })
 

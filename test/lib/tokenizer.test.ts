@@ -4,6 +4,7 @@ import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { Tokenizer as Oracle } from '@huggingface/tokenizers'
 import { describe, expect, test } from '@jest/globals'
+import { Detokenizer } from '../../lib/detokenizer.ts'
 import { Tokenizer } from '../../lib/tokenizer.ts'
 import { pieceEnd } from '../../lib/tokenizer_split.ts'
 
@@ -129,6 +130,19 @@ describe.each(Object.entries(folders))('the %s vocabulary', (name, folder) => {
       const bytes = Buffer.concat(tokens.filter(id => !tokenizer.isSpecial(id)).map(id => tokenizer.bytes(id)))
       expect(tokenizer.decode(tokens)).toBe(utf8.decode(bytes))
     }
+  })
+
+  test('an id without a token is no text; what is no id is refused', () => {
+    expect(tokenizer.decode([tokenizer.size, 2 ** 40, Number.MAX_SAFE_INTEGER])).toBe('')
+    expect(tokenizer.bytes(tokenizer.size)).toEqual(new Uint8Array(0))
+    const refused = expect.objectContaining({ name: 'InputError', code: 'ERR_ARGUMENT' }) as never
+    for (const id of [-1, 0.5, Number.NaN, Number.POSITIVE_INFINITY, '5', 5n, null, undefined, {}] as number[]) {
+      expect(() => tokenizer.decode([1, id])).toThrow(refused)
+      expect(() => tokenizer.bytes(id)).toThrow(refused)
+      expect(() => new Detokenizer(tokenizer).push(id)).toThrow(refused)
+    }
+    for (const tokens of [undefined, null, 5, 'text', new Set([1])])
+      expect(() => tokenizer.decode(tokens as never)).toThrow(refused)
   })
 
   test('names its special tokens', () => {
@@ -343,7 +357,7 @@ describe('files', () => {
     const tokenizer = Tokenizer.parse(copy, 'tokenizer.json')
     expect(tokenizer.encode('a<tool><tool>sb')).toEqual([tokenizer.idOf('a'), 4096, 4100, tokenizer.idOf('b')])
     expect(tokenizer.decode([4096, 4091, 4100])).toBe('<tool><tool>s')
-    expect(tokenizer.decode([4096, 4091, 4099, -1, 1e9], { special: true })).toBe('<tool><|end_of_text|>')
+    expect(tokenizer.decode([4096, 4091, 4099, 1e9], { special: true })).toBe('<tool><|end_of_text|>')
     expect(tokenizer.size).toBe(4101)
     expect(tokenizer.bytes(4099)).toEqual(new Uint8Array(0))
   })

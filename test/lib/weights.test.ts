@@ -165,6 +165,18 @@ const single: Case[] = [
     says: [`no file has the tensor ${wk} [128,256]`],
   },
   {
+    what: 'more layers than config.json says',
+    damage: json('config.json', c => ({ ...c, num_hidden_layers: 1 })),
+    code: 'ERR_WEIGHTS_LAYERS',
+    says: ['model.safetensors', /has model\.layers\.[1-9]\S*, but num_hidden_layers in config\.json is 1;/],
+  },
+  {
+    what: 'a tokenizer with more tokens than the embedding',
+    damage: folder => cp(join(import.meta.dirname, '../../lib/demo/tokenizer.json'), join(folder, 'tokenizer.json')),
+    code: 'ERR_TOKENIZER_SIZE',
+    says: [/tokenizer\.json has token 4\d+ \("<\|\S+\|>"\), but vocab_size in config\.json is 512;/],
+  },
+  {
     what: 'a file cut off in its data',
     damage: folder => truncate(join(folder, 'model.safetensors'), 100_000),
     code: /^ERR_SAFETENSORS_/,
