@@ -144,7 +144,7 @@ export interface Ceilings {
   readonly read: number
   /** Bytes read plus bytes written by a copy. */
   readonly copy: number
-  /** The fastest arithmetic that matrix products use: float32 FMA on the CPU, bf16 matrix products on a GPU. */
+  /** The fastest arithmetic that matrix products use: FMA or bf16 dot products on the CPU, bf16 matrix products on a GPU. */
   readonly flops: number
 }
 

@@ -9,7 +9,7 @@ namespace cria {
 Napi::Value to_js(Napi::Env env, std::exception_ptr error) {
   std::string code = "ERR_INTERNAL", message = "unknown native error";
   try {
-    std::rethrow_exception(error);
+    std::rethrow_exception(std::move(error));
   } catch (const Napi::Error& e) {
     return e.Value();
   } catch (const Error& e) {

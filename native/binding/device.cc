@@ -91,7 +91,7 @@ Napi::Value DeviceClass::read(const Napi::CallbackInfo& info) {
     const Napi::Promise promise = request->deferred.Promise();
     device->js->wait(info.Env());
     d.read(from.data, std::move(keep.front()), request->bytes.data(), into.bytes,
-           [request, js = device->js.get()](std::exception_ptr failure) {
+           [request, js = device->js.get()](const std::exception_ptr& failure) {
              js->post([request, failure](Napi::Env env) {
                const std::unique_ptr<Request> r(request);
                r->open->js->done(env);
@@ -281,7 +281,7 @@ Napi::Value DeviceClass::measure(const Napi::CallbackInfo& info) {
     auto* request = new Request{Napi::Promise::Deferred::New(info.Env()), device, {}};
     const Napi::Promise promise = request->deferred.Promise();
     device->js->wait(info.Env());
-    d.measure(&request->result, [request, js = device->js.get()](std::exception_ptr failure) {
+    d.measure(&request->result, [request, js = device->js.get()](const std::exception_ptr& failure) {
       js->post([request, failure](Napi::Env env) {
         const std::unique_ptr<Request> r(request);
         r->open->js->done(env);

@@ -211,6 +211,7 @@ void multiply(const Linear& op, Worker& worker) {
 // Bytes of shared scratch: at most 8.3 MB for K = 14336, and 0.2 MB a thread.
 size_t workspace(const Linear& op, int threads) {
   const int64_t tokens = least(op.x.dims[0], kChunk);  // however many will be alive
+  // NOLINTNEXTLINE(bugprone-branch-clone): ForBf16 is Fma where there are no dot products
   return size_t(op.x.dtype == DType::f32 ? Layout<Fma>(tokens, op.weight.cols).bytes(threads)
                                          : Layout<ForBf16>(tokens, op.weight.cols).bytes(threads));
 }

@@ -128,7 +128,8 @@ struct Ahead {
 
   CRIA_INLINE void request(int64_t offset) const {
     for (int64_t i = 0; i < rows; i++)
-      __builtin_prefetch(reinterpret_cast<const void*>(row + uintptr_t(i) * stride + uintptr_t(offset)), 0, 2);
+      __builtin_prefetch(  // NOLINTNEXTLINE(performance-no-int-to-ptr): a pointer must not leave its array, this may
+          reinterpret_cast<const void*>(row + uintptr_t(i) * stride + uintptr_t(offset)), 0, 2);
   }
   void next() { row += uintptr_t(rows) * stride; }
 };
@@ -198,7 +199,7 @@ CRIA_INLINE void find_rows(const bf16* (&row)[kRows], const Weight& w, int64_t f
   const RowBlock* block = w.blocks;
   int64_t in_block = first;
   for (int i = 0; i < kRows; i++) {
-    if (i >= count) {
+    if (i > 0 && i >= count) {
       row[i] = row[i - 1];
       continue;
     }
