@@ -28,7 +28,18 @@ export interface BenchOptions {
 }
 
 /** Command line: --shape llama3-8b --prompt 64 --decode 8 --batch 1 --repeat 3 --device cpu --threads 2 --json --out FILE */
+/** The options, or one line on stderr and exit code 2. */
 export function benchOptions(defaults: { prompt: number; decode: number; repeat: number }): BenchOptions {
+  try {
+    return parseOptions(defaults)
+  } catch (error) {
+    const usage = '--shape NAME --prompt N --decode N --batch N --repeat N --device NAME --threads N --json --out FILE'
+    process.stderr.write(`${(error as Error).message}\nOptions: ${usage}\nShapes: ${Object.keys(builtinConfigs).join(', ')}\n`)
+    process.exit(2)
+  }
+}
+
+function parseOptions(defaults: { prompt: number; decode: number; repeat: number }): BenchOptions {
   const text = { type: 'string' } as const
   const { values } = parseArgs({
     options: {

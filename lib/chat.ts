@@ -143,7 +143,7 @@ function checkMessages(messages: readonly Message[], specials: readonly string[]
   const refuse = (message: string) => new InputError('ERR_PROMPT_MESSAGES', message)
   if (!Array.isArray(messages)) throw refuse(`messages must be an array, found ${typeof messages}`)
   let characters = 0
-  messages.forEach((message: Partial<Message> | null | undefined, i) => {
+  for (const [i, message] of (messages as readonly (Partial<Message> | null | undefined)[]).entries()) {
     const { role, content } = message ?? {}
     if (typeof role !== 'string' || !/^[a-z_]{1,64}$/.test(role)) {
       throw refuse(`messages[${i}].role must be 1 to 64 of a-z and _, found ${JSON.stringify(role)?.slice(0, 80)}`)
@@ -154,7 +154,7 @@ function checkMessages(messages: readonly Message[], specials: readonly string[]
     const single = specials.find(special => special.length === 1 && content.includes(special))
     if (single !== undefined) throw refuse(`messages[${i}].content has ${single}, a special token that cannot be written as text`)
     characters += content.length
-  })
+  }
   if (characters > maxCharacters || messages.length > maxMessages) {
     const limits = `at most ${maxCharacters} characters in ${maxMessages} messages`
     throw new InputError('ERR_PROMPT_TOO_LONG', `${characters} characters in ${messages.length} messages, expected ${limits}`)

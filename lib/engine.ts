@@ -30,6 +30,7 @@ export interface Job {
   fail(error: Error): void
 }
 
+/** What the engine does now and has done since load. */
 export interface EngineStats {
   /** Sequences in the step, and in the queue for it. */
   readonly running: number
@@ -53,6 +54,8 @@ interface Waiting {
 
 /** Rows of logits that an evaluation computes at once: 128 x 128256 x 4 bytes are 66 MB. */
 const evaluationRows = 128
+/** Of an evaluation: 2^32 bytes, which every version of Node allows in one array. */
+const mostLogits = 2 ** 30
 
 export class Engine {
   readonly #device: Device
@@ -116,6 +119,11 @@ export class Engine {
   async evaluate(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array> {
     const needed = this.#pages.needed(tokens.length)
     this.#refuseTooLarge(needed, `${tokens.length} tokens`)
+    if (tokens.length * this.#vocab > mostLogits) {
+      const found = `the logits of ${tokens.length} tokens are ${tokens.length} x ${this.#vocab} numbers`
+      const most = Math.floor(mostLogits / this.#vocab)
+      throw new InputError('ERR_PROMPT_TOO_LONG', `${found}, more than an array holds; evaluate at most ${most} tokens at a time`)
+    }
     const pages = await this.#takePages(needed, signal)
     try {
       const all = new Float32Array(tokens.length * this.#vocab)

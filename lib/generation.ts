@@ -11,12 +11,17 @@ export interface Piece {
   readonly logprobs: readonly number[]
 }
 
+/** Tokens that a generation took and gave. */
 export interface Usage {
+  /** Of the prompt, as the model saw it. */
   readonly promptTokens: number
+  /** Generated, a stop token included. */
   readonly completionTokens: number
+  /** Both together. */
   readonly totalTokens: number
 }
 
+/** A generation that has ended. */
 export interface Completion {
   /** Without the stop string. */
   readonly text: string
@@ -26,6 +31,7 @@ export interface Completion {
   readonly logprobs: readonly number[]
   /** 'stop': a stop token or stop string; 'length': maxTokens or the end of the context; 'abort': abort() was called. */
   readonly finishReason: FinishReason
+  /** What it took. */
   readonly usage: Usage
 }
 

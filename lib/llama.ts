@@ -32,6 +32,7 @@ import { loadModel, type Model, randomModel } from './weights.ts'
  *     for await (const { text } of llama.chat([{ role: 'user', content: 'Hi!' }])) process.stdout.write(text)
  */
 export class Llama {
+  /** What the model's files say. */
   readonly config: LlamaConfig
   /** Absent when the model's folder has none; token prompts work without. */
   readonly tokenizer?: Tokenizer
@@ -76,6 +77,7 @@ export class Llama {
 
   /** A model of this shape with random weights made in memory, to measure a shape without its files. Token prompts only. */
   static async random(config: LlamaConfig, options: LoadOptions = {}): Promise<Llama> {
+    checkConfig(config)
     loadOptions(options)
     return Llama.#open(config, {}, options, async device => randomModel(device, config))
   }
@@ -111,7 +113,7 @@ export class Llama {
 
   /**
    * Answers a conversation in the model's chat format. What messages say can never become a special token.
-   * @throws as generate; InputError ERR_CHAT_*: messages that the template refuses
+   * @throws as generate; InputError ERR_PROMPT_MESSAGES: not messages; ERR_CHAT_*: messages that the template refuses
    */
   chat(messages: readonly Message[], options: GenerateOptions = {}): Generation {
     this.#check()
@@ -144,6 +146,7 @@ export class Llama {
     this.#device[Symbol.dispose]()
   }
 
+  /** close(), for `await using`. */
   [Symbol.asyncDispose](): Promise<void> {
     return this.close()
   }
@@ -275,6 +278,20 @@ class TextStream {
 /** Any number of generations may have one signal: Node need not warn of a leak. */
 function expectMany(signal: AbortSignal | undefined): void {
   if (signal instanceof EventTarget) setMaxListeners(0, signal)
+}
+
+/** @throws InputError ERR_ARGUMENT: a config that no file could have given */
+function checkConfig(config: LlamaConfig): void {
+  const names = ['layers', 'heads', 'kvHeads', 'headDim', 'dim', 'hidden', 'vocab', 'context'] as const
+  const refuse = (found: string, expected: string) => new InputError('ERR_ARGUMENT', `config ${found}, expected ${expected}`)
+  if (typeof config !== 'object' || config === null)
+    throw refuse(`is ${show(config)}`, 'a LlamaConfig such as those in builtinConfigs')
+  for (const name of names) {
+    if (!(Number.isInteger(config[name]) && config[name] > 0 && config[name] < 2 ** 31))
+      throw refuse(`has ${name} ${show(config[name])}`, 'a whole number from 1 on')
+  }
+  if (config.heads % config.kvHeads !== 0) throw refuse(`has kvHeads ${config.kvHeads}`, `a divisor of heads (${config.heads})`)
+  if (config.headDim % 2 !== 0) throw refuse(`has headDim ${config.headDim}`, 'an even number')
 }
 
 /** A token that the embedding lacks would be found only when a text has it. */

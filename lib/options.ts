@@ -4,6 +4,7 @@ import type { EngineLimits } from './engine.ts'
 import { DeviceError, InputError } from './errors.ts'
 import { type SamplingOptions, type SamplingParameters, samplingParameters, show } from './sampling.ts'
 
+/** How a model is loaded, and what it may use. */
 export interface LoadOptions {
   /** 'auto' (the first GPU, else the CPU; CRIA_DEVICE replaces it), 'cpu' or 'cuda:0'. */
   readonly device?: string | undefined
@@ -30,6 +31,7 @@ export interface LoadOptions {
   readonly signal?: AbortSignal | undefined
 }
 
+/** How a text is continued. */
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate; default and at most: up to the end of the context. */
   readonly maxTokens?: number | undefined
@@ -43,6 +45,7 @@ export interface GenerateOptions extends SamplingOptions {
   readonly signal?: AbortSignal | undefined
 }
 
+/** Of an evaluation. */
 export interface LogitsOptions {
   /** Ends the evaluation: it rejects with the signal's reason. */
   readonly signal?: AbortSignal | undefined
@@ -141,7 +144,9 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
   }
   const extra = options.stopTokens === undefined ? [] : options.stopTokens
   const valid =
-    Array.isArray(extra) && extra.length <= 64 && extra.every(id => Number.isInteger(id) && id >= 0 && id < config.vocab)
+    Array.isArray(extra) &&
+    extra.length <= 64 &&
+    Array.from(extra).every(id => Number.isInteger(id) && id >= 0 && id < config.vocab)
   if (!valid) {
     const expected = `at most 64 whole numbers from 0 to ${config.vocab - 1}`
     throw new InputError('ERR_OPTION_RANGE', `stopTokens is ${show(extra)}, expected ${expected}`)
@@ -181,6 +186,7 @@ function callable(name: string, value: unknown): void {
 }
 
 function isSignal(value: unknown): void {
-  if (value === undefined || typeof (value as AbortSignal)?.addEventListener === 'function') return
+  const { addEventListener, throwIfAborted } = (value ?? {}) as Partial<AbortSignal>
+  if (value === undefined || (typeof addEventListener === 'function' && typeof throwIfAborted === 'function')) return
   throw new InputError('ERR_OPTION_TYPE', `signal is ${show(value)}, expected an AbortSignal`)
 }

@@ -3,6 +3,7 @@ import { inspect } from 'node:util'
 import { mostTemperature, type SamplingDefaults } from './config.ts'
 import { InputError } from './errors.ts'
 
+/** How the next token is chosen. */
 export interface SamplingOptions {
   /** Divides the logits; 0 takes the most probable token. Default: generation_config.json, else 0. */
   readonly temperature?: number | undefined

@@ -82,7 +82,8 @@ export class Tokenizer {
    * leave that off for anything a user wrote. Half a surrogate pair counts as U+FFFD.
    * @throws InputError ERR_ARGUMENT: not a string.
    */
-  encode(text: string, { special = false }: TokenizerOptions = {}): number[] {
+  encode(text: string, options: TokenizerOptions = {}): number[] {
+    const { special = false } = options ?? {}
     if (typeof text !== 'string') throw new InputError('ERR_ARGUMENT', `encode takes a string, found ${typeof text}`)
     const tokens: number[] = []
     for (const part of this.#cut(text, special ? this.#addedPattern : this.#plainPattern)) {

@@ -90,6 +90,10 @@ export async function loadModel(
   if (index) checkIndex(index, tensors)
   refuseMoreLayers(tensors, config.layers)
   return assemble(device, config, (name, shape) => {
+    if (index && !index.map.has(name)) {
+      const why = 'it is incomplete, or of another model; download it again'
+      throw new ModelError('ERR_WEIGHTS_INDEX', `${index.path}: weight_map has no ${name} [${shape}]; ${why}`)
+    }
     const weight = tensors.get(name)
     if (!weight) {
       const tie = name === 'lm_head.weight' ? ', and config.json does not say tie_word_embeddings' : ''

@@ -51,6 +51,7 @@ function report(error: unknown): number {
 
 try {
   await program.parseAsync()
+  await stop.written()
 } catch (error) {
   if (!stop.signal.aborted) process.exitCode = report(error)
 }

@@ -42,6 +42,12 @@ export class Stop {
     }
   }
 
+  /** Everything has been written to stdout, or the signal says why not. */
+  async written(): Promise<void> {
+    await new Promise<void>(resolve => void process.stdout.write('', () => resolve()))
+    await new Promise(setImmediate) // an error is told after the callbacks of its writes
+  }
+
   /** Nobody reads stdout any more, which is no failure. */
   get unread(): boolean {
     return this.signal.reason?.code === 'EPIPE'

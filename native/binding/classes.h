@@ -4,6 +4,7 @@
 
 #include <memory>
 #include <string>
+#include <unordered_set>
 #include <vector>
 
 #include "../devices/device.h"
@@ -11,6 +12,27 @@
 #include "js_thread.h"
 
 namespace cria {
+
+// Something that keeps memory of a device. Closing the device lets go of it, however many objects still stand for it;
+// V8 knows how much it is, so that forgotten ones are collected in time.
+class Held {
+ public:
+  Held() = default;
+  Held(const Held&) = delete;
+  Held& operator=(const Held&) = delete;
+  virtual ~Held();
+  virtual void release() = 0;  // forget everything in the device's memory
+
+ protected:
+  void held_by(std::shared_ptr<struct OpenDevice> open, size_t bytes);
+  void let_go();  // of the account; for the end of release()
+
+ public:
+  std::shared_ptr<struct OpenDevice> device;
+
+ private:
+  int64_t bytes_ = 0;
+};
 
 // An open device, shared by everything made on it. The last owner must be on the JavaScript thread.
 struct OpenDevice {
@@ -33,12 +55,18 @@ struct OpenDevice {
   void close() {
     closed = true;
     device->close();
+    while (!held.empty()) {
+      Held* const first = *held.begin();
+      held.erase(held.begin());
+      first->release();
+    }
   }
 
   const napi_env env;
   const std::unique_ptr<Device> device;
   std::unique_ptr<JsThread> js;
   bool closed = false;
+  std::unordered_set<Held*> held;
 
  private:
   static void end(void* self) {
@@ -49,11 +77,10 @@ struct OpenDevice {
 using SharedDevice = std::shared_ptr<OpenDevice>;
 
 // What a DeviceTensor stands for.
-struct TensorHandle {
+struct TensorHandle : Held {
   enum class State { memory, recorded, result, ended, disposed };
   State state = State::memory;
   Tensor tensor;
-  SharedDevice device;
   std::shared_ptr<Buffer> buffer;    // memory
   const void* recording = nullptr;   // recorded: which recording
   std::shared_ptr<Program> program;  // result
@@ -61,14 +88,26 @@ struct TensorHandle {
 
   // The tensor with its address as of now, and what must stay alive while it is used.
   Tensor resolve(std::shared_ptr<const void>& keep, const char* name) const;
+  void release() override {
+    if (state != State::recorded && state != State::ended) state = State::disposed;
+    buffer.reset();
+    program.reset();
+    let_go();
+  }
+  using Held::held_by;
 };
 
-struct WeightHandle {
-  SharedDevice device;
+struct WeightHandle : Held {
   SharedWeight weight;  // null when the element type is not bf16
   std::string dtype;    // as the file says: BF16, F16, ...
   std::vector<int64_t> shape;
   std::string file;
+
+  void release() override {
+    weight.reset();
+    let_go();
+  }
+  using Held::held_by;
 };
 
 // State of one JavaScript environment (the main thread or a worker).
@@ -165,13 +204,16 @@ class RecorderClass : public Wrapped<RecorderClass> {
   Napi::Object result(Napi::Env env, const Tensor& tensor);
 };
 
-class ProgramClass : public Wrapped<ProgramClass> {
+class ProgramClass : public Wrapped<ProgramClass>, public Held {
  public:
   static constexpr const char* kName = "Program";
   static constexpr napi_type_tag kTag{0x6a1f0c6d5a3e4b04, 0x9d52c1a70e4f8b34};
   static Napi::Function define(Napi::Env env);
   explicit ProgramClass(const Napi::CallbackInfo& info);
-  SharedDevice device;
+  void release() override {
+    program.reset();
+    let_go();
+  }
   std::shared_ptr<Program> program;
   Napi::ObjectReference outputs;  // holds the value under "value"
 

@@ -38,7 +38,6 @@ Napi::Value DeviceClass::tensor(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value {
     Device& d = device->use();
     auto handle = std::make_shared<TensorHandle>();
-    handle->device = device;
     Tensor& t = handle->tensor;
     t.dtype = dtype_from(info[0], "tensor: dtype");
     const Napi::Array shape = info[1].IsArray() ? info[1].As<Napi::Array>() : Napi::Array::New(info.Env());
@@ -54,6 +53,7 @@ Napi::Value DeviceClass::tensor(const Napi::CallbackInfo& info) {
       fail("ERR_OUT_OF_MEMORY", "tensor: ", shape_text(t), " has more than 2^53 bytes");
     handle->buffer = d.allocate(t.bytes());
     t.data = handle->buffer->data;
+    handle->held_by(device, t.bytes());
     return TensorClass::make(Addon::of(info.Env()).tensor, handle);
   });
 }
@@ -137,8 +137,8 @@ Napi::Value DeviceClass::stack(const Napi::CallbackInfo& info) {
     }
     if (parts.empty()) fail("ERR_ARGUMENT", "stack: no parts, expected at least one Weight");
     auto handle = std::make_shared<WeightHandle>();
-    handle->device = device;
     handle->weight = d.stack(parts);
+    handle->held_by(device, 0);
     handle->dtype = "BF16";
     handle->shape = {handle->weight->rows, handle->weight->cols};
     handle->file = WeightClass::from(info[0])->handle->file;
@@ -154,7 +154,6 @@ Napi::Value DeviceClass::random(const Napi::CallbackInfo& info) {
     if (shape.Length() < 1 || shape.Length() > 2)
       fail("ERR_ARGUMENT", "random: shape has ", shape.Length(), " axes, expected 1 or 2");
     auto handle = std::make_shared<WeightHandle>();
-    handle->device = device;
     for (uint32_t i = 0; i < shape.Length(); i++)
       handle->shape.push_back(whole_number(shape.Get(i), concat("random: shape[", i, "]"), 1, 2147483647.0));
     const auto seed = uint64_t(whole_number(info[1], "random: seed", 0, 9007199254740991.0));
@@ -170,6 +169,7 @@ Napi::Value DeviceClass::random(const Napi::CallbackInfo& info) {
       weight = flat;
     }
     handle->weight = std::move(weight);
+    handle->held_by(device, size_t(rows * cols) * 2);
     handle->dtype = "BF16";
     return WeightClass::make(Addon::of(info.Env()).weight, handle);
   });

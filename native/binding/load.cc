@@ -78,7 +78,7 @@ Napi::Value to_map(Napi::Env env, const Load& load) {
         fail("ERR_WEIGHTS_DUPLICATE", file->path(), ": tensor ", t.name, " is also in ", first->second,
              "; every tensor may be in one file only");
       auto handle = std::make_shared<WeightHandle>();
-      handle->device = load.device;
+      handle->held_by(load.device, 0);
       handle->dtype = t.dtype;
       handle->shape = t.shape;
       handle->file = file->path();

@@ -4,7 +4,9 @@
 namespace cria {
 
 ProgramClass::ProgramClass(const Napi::CallbackInfo& info) : Wrapped(info) {
-  std::tie(device, program) = payload<std::pair<SharedDevice, std::shared_ptr<Program>>>(info);
+  auto& [open, made] = payload<std::pair<SharedDevice, std::shared_ptr<Program>>>(info);
+  program = made;
+  held_by(open, program->memory->bytes);
 }
 
 Napi::Function ProgramClass::define(Napi::Env env) {
@@ -54,6 +56,6 @@ void ProgramClass::run(const Napi::CallbackInfo& info) {
   });
 }
 
-void ProgramClass::dispose(const Napi::CallbackInfo&) { program.reset(); }
+void ProgramClass::dispose(const Napi::CallbackInfo&) { release(); }
 
 }  // namespace cria

@@ -27,7 +27,7 @@ Napi::Object RecorderClass::result(Napi::Env env, const Tensor& tensor) {
   auto handle = std::make_shared<TensorHandle>();
   handle->state = TensorHandle::State::recorded;
   handle->tensor = tensor;
-  handle->device = device;
+  handle->held_by(device, 0);
   handle->recording = recording.get();
   handles.push_back(handle);
   return TensorClass::make(Addon::of(env).tensor, handle);

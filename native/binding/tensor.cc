@@ -4,6 +4,21 @@
 
 namespace cria {
 
+Held::~Held() {
+  let_go();
+  if (device) device->held.erase(this);
+}
+void Held::held_by(SharedDevice open, size_t bytes) {
+  device = std::move(open);
+  bytes_ = int64_t(bytes);
+  device->held.insert(this);
+  if (bytes_) Napi::MemoryManagement::AdjustExternalMemory(device->env, bytes_);
+}
+void Held::let_go() {
+  if (bytes_) Napi::MemoryManagement::AdjustExternalMemory(device->env, -bytes_);
+  bytes_ = 0;
+}
+
 Tensor TensorHandle::resolve(std::shared_ptr<const void>& keep, const char* name) const {
   switch (state) {
     case State::memory:
@@ -74,9 +89,7 @@ Napi::Value TensorClass::shape(const Napi::CallbackInfo& info) {
 }
 void TensorClass::dispose(const Napi::CallbackInfo&) {
   if (handle->state == TensorHandle::State::recorded) return;  // it goes with its recording
-  handle->state = TensorHandle::State::disposed;
-  handle->buffer.reset();
-  handle->program.reset();
+  handle->release();
 }
 
 WeightClass::WeightClass(const Napi::CallbackInfo& info) : Wrapped(info) {

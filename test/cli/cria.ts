@@ -3,7 +3,7 @@ import { type ChildProcessWithoutNullStreams, spawn } from 'node:child_process'
 import { existsSync } from 'node:fs'
 import { fileURLToPath } from 'node:url'
 
-const main = fileURLToPath(new URL('../../dist/lib/cli/main.js', import.meta.url))
+export const main = fileURLToPath(new URL('../../dist/lib/cli/main.js', import.meta.url))
 
 export interface Result {
   /** null when a signal ended it. */

@@ -1,6 +1,7 @@
-import { readFileSync } from 'node:fs'
+import { spawnSync } from 'node:child_process'
+import { closeSync, openSync, readFileSync } from 'node:fs'
 import { describe, expect, test } from '@jest/globals'
-import { Cria, cria } from './cria.ts'
+import { Cria, cria, main } from './cria.ts'
 
 interface Golden {
   readonly prompts: readonly {
@@ -102,6 +103,22 @@ describe('ending early', () => {
     expect(stdout.startsWith(first.greedy_text.slice(0, 20))).toBe(true)
     expect(stderr).toContain('ended by Ctrl-C')
     expect(code).toBe(130)
+  })
+
+  test('a stdout that is full is an error, though it shows with the last write', () => {
+    for (const args of [
+      ['inspect', 'llama3-8b'],
+      ['generate', 'demo', 'x', '--max-tokens', '3', '--json', '--quiet'],
+    ]) {
+      const full = openSync('/dev/full', 'w')
+      const { status, stderr } = spawnSync(process.execPath, [main, ...args], {
+        stdio: ['ignore', full, 'pipe'],
+        encoding: 'utf8',
+      })
+      closeSync(full)
+      expect({ args, status }).toEqual({ args, status: 1 })
+      expect(stderr).toMatch(/cria: .*ENOSPC/)
+    }
   })
 
   test('a stdout that nobody reads any more ends it quietly', async () => {

@@ -325,6 +325,8 @@ describe('messages', () => {
     [{ role: 'user' }],
     [{ role: 'user', content: 7 }],
     [{ role: 7, content: '' }],
+    [user('x'), ...new Array(1)],
+    new Array(1),
   ]
   test.each(wrong.map(value => [value]))('%j is refused', value => {
     expect(() => llama3.render(value as Message[])).toThrow(expect.objectContaining({ code: 'ERR_PROMPT_MESSAGES' }))

@@ -1,13 +1,13 @@
 // The model as users see it: load, many at once, little cache, logits, close.
 
 import { getEventListeners } from 'node:events'
-import { cp, mkdtemp, rm, writeFile } from 'node:fs/promises'
+import { cp, mkdtemp, readFile, rm, writeFile } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { setImmediate as tick } from 'node:timers/promises'
 import { afterAll, beforeAll, describe, expect, test } from '@jest/globals'
 import type { Device } from '../../binding.d.ts'
-import { readConfig } from '../../lib/config.ts'
+import { builtinConfigs, readConfig } from '../../lib/config.ts'
 import { Engine, type Job } from '../../lib/engine.ts'
 import { Llama } from '../../lib/llama.ts'
 import { open } from '../../lib/native.ts'
@@ -102,6 +102,19 @@ describe('load', () => {
     } finally {
       await rm(folder, { recursive: true })
     }
+  })
+})
+
+describe('random', () => {
+  test.each([
+    [undefined, 'config is undefined'],
+    [{}, 'config has layers undefined'],
+    [{ ...builtinConfigs['llama3.2-1b'], kvHeads: 3 }, 'config has kvHeads 3, expected a divisor of heads (32)'],
+    [{ ...builtinConfigs['llama3.2-1b'], headDim: 3 }, 'config has headDim 3, expected an even number'],
+    [{ ...builtinConfigs['llama3.2-1b'], vocab: 0.5 }, 'config has vocab 0.5'],
+  ])('%j is refused', async (config, message) => {
+    const error = { name: 'InputError', code: 'ERR_ARGUMENT', message: expect.stringContaining(message) }
+    expect(await rejection(Llama.random(config as never, cpu))).toMatchObject(error)
   })
 })
 
@@ -285,6 +298,28 @@ describe('close', () => {
     expect(await rejection(other.logits([1]))).toEqual(closed)
     generations[0]!.abort()
     idle(other)
+  })
+
+  test('frees the memory while the model is still referenced, and the file', async () => {
+    const config = { ...builtinConfigs['llama3.2-1b'], layers: 2, context: 512 } // 790 MB of weights
+    const used = () => process.memoryUsage().rss
+    const before = used()
+    for (let i = 0; i < 3; i++) {
+      const random = await Llama.random(config, { ...cpu, maxSequences: 1 })
+      await random.generate([5], { ...greedy, maxTokens: 1 })
+      expect(used() - before).toBeGreaterThan(500e6)
+      await random.close()
+      expect(used() - before).toBeLessThan(200e6)
+      expect(random.stats().running).toBe(0)
+    }
+    const folder = await mkdtemp(join(tmpdir(), 'cria-close-'))
+    await cp(fixture, folder, { recursive: true })
+    const mapped = async () => (await readFile('/proc/self/maps', 'utf8')).includes(folder)
+    const other = await load({}, folder)
+    expect(await mapped()).toBe(true)
+    await other.close()
+    expect(await mapped()).toBe(false)
+    await rm(folder, { recursive: true })
   })
 
   test('await using closes', async () => {

@@ -49,7 +49,7 @@ function refused(run: () => unknown, { name, value, code, expected }: Wrong): vo
   expect(error!.message.length).toBeLessThan(300)
 }
 
-const signals = ['abort', {}, null, new AbortController(), 1]
+const signals = ['abort', {}, null, new AbortController(), new EventTarget(), 1]
 describe('generate', () => {
   test.each([
     ...table('maxTokens', notWhole, 'RANGE', 'a whole number from 1 on'),
@@ -80,7 +80,22 @@ describe('generate', () => {
     ),
     ...table(
       'stopTokens',
-      [5, null, 'a', [-1], [1.5], [Number.NaN], ['5'], [1n], [null], [128256], circular, new Set([5]), new Array(65).fill(5)],
+      [
+        5,
+        null,
+        'a',
+        new Array(1),
+        [-1],
+        [1.5],
+        [Number.NaN],
+        ['5'],
+        [1n],
+        [null],
+        [128256],
+        circular,
+        new Set([5]),
+        new Array(65).fill(5),
+      ],
       'RANGE',
       'at most 64 whole numbers from 0 to 128255',
     ),

@@ -264,6 +264,12 @@ const sharded: Case[] = [
     code: 'ERR_WEIGHTS_DUPLICATE',
     says: [...shards],
   },
+  {
+    what: 'a shard that the index does not name',
+    damage: weightMap(map => Object.fromEntries(Object.entries(map).filter(([, file]) => file !== shards[1]))),
+    code: 'ERR_WEIGHTS_INDEX',
+    says: [index, /weight_map has no model\.\S+ \[\d+(,\d+)?\]; it is incomplete, or of another model/],
+  },
   { what: 'an index that is not JSON', damage: write(index, '{'), code: 'ERR_WEIGHTS_JSON', says: [index, 'line 1, column 2'] },
   { what: 'an index of nothing', damage: weightMap(() => ({})), code: 'ERR_WEIGHTS_INDEX', says: [index, 'weight_map is empty'] },
   ...['null', '[]', '{}', '{"weight_map": []}', '{"weight_map": "model.safetensors"}'].map(content => ({
