@@ -60,12 +60,14 @@ class CpuDevice final : public Device {
   void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) override {
     const auto* first = static_cast<const std::byte*>(from);
     enqueue({[to, keep = std::move(keep), data = std::vector<std::byte>(first, first + bytes)](Team&) {
-      std::memcpy(to, data.data(), data.size());
+      if (!data.empty()) std::memcpy(to, data.data(), data.size());
     }});
   }
 
   void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) override {
-    Task task{[from, keep = std::move(keep), into, bytes](Team&) { std::memcpy(into, from, bytes); }};
+    Task task{[from, keep = std::move(keep), into, bytes](Team&) {
+      if (bytes) std::memcpy(into, from, bytes);
+    }};
     task.done = std::move(done);
     enqueue(std::move(task));
   }
