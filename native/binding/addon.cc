@@ -1,6 +1,7 @@
 // addon.cc - what the module exports, and the state of each JavaScript environment.
 #include <cstdlib>
 
+#include "../devices/plugin.h"
 #include "classes.h"
 #include "decode.h"
 
@@ -38,11 +39,9 @@ Napi::Value open(const Napi::CallbackInfo& info) {
     Napi::Env env = info.Env();
     const std::string name = info[0].IsString() ? info[0].As<Napi::String>().Utf8Value() : "";
     const Napi::Object options = info[1].IsObject() ? info[1].As<Napi::Object>() : Napi::Object::New(env);
-    if (name.rfind("cuda:", 0) == 0)
-      fail("ERR_DEVICE_UNAVAILABLE", "device ", name, ": this build of cria has no CUDA plug-in; 'cpu' is available");
-    if (name == "simt")
-      fail("ERR_DEVICE_UNAVAILABLE", "device simt: this build of cria has no simt plug-in; 'cpu' is available");
-    if (name != "cpu")
+    const bool gpu = name.rfind("cuda:", 0) == 0 && name.size() > 5 && name.size() < 9 &&
+                     name.find_first_not_of("0123456789", 5) == std::string::npos;
+    if (name != "cpu" && name != "simt" && !gpu)
       fail("ERR_DEVICE_UNKNOWN", "device is \"", name,
            "\", expected 'auto', 'cpu' or 'cuda:0' (the number of the GPU)");
 
@@ -55,7 +54,14 @@ Napi::Value open(const Napi::CallbackInfo& info) {
         fail("ERR_ARGUMENT", "activations is ", name_of(cpu.activation), ", expected bf16 or f32");
     }
     if (const char* isa = std::getenv("CRIA_CPU")) cpu.isa = isa;
-    auto device = std::make_shared<OpenDevice>(env, open_cpu(cpu));
+    if (name != "cpu" && cpu.activation != DType::bf16)
+      fail("ERR_DEVICE_UNSUPPORTED", "device ", name,
+           ": activations is f32, expected bf16; only 'cpu' has the float32 mode");
+    const char* const settings = std::getenv("CRIA_SIMT");
+    auto device =
+        std::make_shared<OpenDevice>(env, gpu              ? open_plugin("cuda", {std::stoi(name.substr(5)), ""})
+                                          : name == "simt" ? open_plugin("simt", {0, settings ? settings : ""})
+                                                           : open_cpu(cpu));
     return DeviceClass::make(Addon::of(env).device, device);
   });
 }
@@ -73,8 +79,10 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
       if (report.memory > 0) r.Set("memory", report.memory);
       list.Set(list.Length(), r);
     };
-    add({"cuda:0", false, "this build of cria has no CUDA plug-in", 0});
-    add(report_cpu());
+    std::vector<DeviceReport> reports;
+    report_gpus(reports);
+    reports.push_back(report_cpu());
+    for (const DeviceReport& report : reports) add(report);
     return list;
   });
 }

@@ -162,13 +162,7 @@ Napi::Value DeviceClass::random(const Napi::CallbackInfo& info) {
       fail("ERR_ARGUMENT", "random: std is ", describe(info[2]), ", expected a number from 0 on");
     const bool vector = handle->shape.size() == 1;
     const int64_t rows = vector ? 1 : handle->shape[0], cols = handle->shape.back();
-    SharedWeight weight = d.random(rows, cols, seed, float(std));
-    if (vector) {
-      auto flat = std::make_shared<WeightBlocks>(*weight);
-      flat->rank = 1;
-      weight = flat;
-    }
-    handle->weight = std::move(weight);
+    handle->weight = d.random(vector ? 1 : 2, rows, cols, seed, float(std));
     handle->held_by(device, size_t(rows * cols) * 2);
     handle->dtype = "BF16";
     return WeightClass::make(Addon::of(info.Env()).weight, handle);

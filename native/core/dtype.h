@@ -4,6 +4,13 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __CUDACC__
+#include <cuda_bf16.h>
+#define CRIA_HOST_DEVICE __host__ __device__
+#else
+#define CRIA_HOST_DEVICE
+#endif
+
 namespace cria {
 
 enum class DType : uint8_t { bf16, f32, i32, u32 };
@@ -17,12 +24,16 @@ constexpr const char* name_of(DType t) {
 struct bf16 {
   uint16_t bits;
   bf16() = default;
-  explicit bf16(float f) {
+  CRIA_HOST_DEVICE explicit bf16(float f) {
+#ifdef __CUDA_ARCH__
+    bits = __bfloat16_as_ushort(__float2bfloat16_rn(f));  // one instruction
+#else
     uint32_t u;
     std::memcpy(&u, &f, 4);
     bits = (u & 0x7fffffffu) > 0x7f800000u ? uint16_t(0x7fff) : uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#endif
   }
-  explicit operator float() const {
+  CRIA_HOST_DEVICE explicit operator float() const {
     uint32_t u = uint32_t(bits) << 16;
     float f;
     std::memcpy(&f, &u, 4);

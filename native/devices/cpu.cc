@@ -5,13 +5,12 @@
 #include <array>
 #include <atomic>
 #include <chrono>
-#include <condition_variable>
-#include <deque>
-#include <mutex>
 #include <thread>
 
+#include "../core/random.h"
 #include "isa.h"
 #include "memory.h"
+#include "queue.h"
 #include "team.h"
 
 namespace cria {
@@ -46,7 +45,7 @@ class CpuDevice final : public Device {
       : isa_(choose_isa(options.isa)),
         threads_(options.threads > 0 ? options.threads : std::max(1, usable_threads())),
         activation_(options.activation),
-        thread_([this] { loop(); }) {}
+        team_(threads_) {}
   ~CpuDevice() override { close(); }
 
   std::string name() const override { return "cpu"; }
@@ -59,23 +58,27 @@ class CpuDevice final : public Device {
 
   void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) override {
     const auto* first = static_cast<const std::byte*>(from);
-    enqueue({[to, keep = std::move(keep), data = std::vector<std::byte>(first, first + bytes)](Team&) {
+    queue_.add([to, keep = std::move(keep), data = std::vector<std::byte>(first, first + bytes)] {
       if (!data.empty()) std::memcpy(to, data.data(), data.size());
-    }});
+    });
   }
 
   void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) override {
-    Task task{[from, keep = std::move(keep), into, bytes](Team&) {
-      if (bytes) std::memcpy(into, from, bytes);
-    }};
-    task.done = std::move(done);
-    enqueue(std::move(task));
+    queue_.add(
+        [from, keep = std::move(keep), into, bytes] {
+          if (bytes) std::memcpy(into, from, bytes);
+        },
+        std::move(done));
   }
 
   SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols,
                      std::shared_ptr<const void> owner) override {
     auto w = std::make_shared<WeightBlocks>();
-    *w = {{{data, rows}}, rank, rows, cols, {std::move(owner)}};
+    w->blocks = {{data, rows}};
+    w->rank = rank;
+    w->rows = rows;
+    w->cols = cols;
+    w->keep = {std::move(owner)};
     return w;
   }
 
@@ -90,7 +93,7 @@ class CpuDevice final : public Device {
     return w;
   }
 
-  SharedWeight random(int64_t rows, int64_t cols, uint64_t seed, float std) override;
+  SharedWeight random(int rank, int64_t rows, int64_t cols, uint64_t seed, float std) override;
 
   std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
     auto program = std::make_shared<CpuProgram>();
@@ -103,163 +106,95 @@ class CpuDevice final : public Device {
 
   void run(std::shared_ptr<Program> program) override {
     const auto& commands = program->commands[program->runs++ & 1];
-    enqueue({[this, &commands, keep = std::static_pointer_cast<CpuProgram>(std::move(program))](Team& team) {
+    queue_.add([this, &commands, keep = std::static_pointer_cast<CpuProgram>(std::move(program))] {
       if (keep->workspace > scratch_bytes_) {
         scratch_ = host_memory(keep->workspace);
         scratch_bytes_ = keep->workspace;
       }
       std::atomic<size_t> last{
           commands.size()};  // worker 0 lowers it when the device is closing; all see it behind the barrier
-      (keep->small() ? alone_ : team)
+      (keep->small() ? alone_ : team_)
           .run(
               [&](Worker& w) {
                 for (size_t i = 0; i < last; i++) {
                   isa_.run(commands[i], w);
-                  if (w.index == 0 && closing_) last = i + 1;
+                  if (w.index == 0 && queue_.closing()) last = i + 1;
                   w.barrier();
                 }
               },
               scratch_ ? static_cast<std::byte*>(scratch_->data) : nullptr);
-    }});
+    });
   }
 
   void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
                   std::shared_ptr<const void> keep) override {
-    enqueue({[data, page_bytes, from = std::move(from), to = std::move(to), keep = std::move(keep)](Team&) {
+    queue_.add([data, page_bytes, from = std::move(from), to = std::move(to), keep = std::move(keep)] {
       auto* base = static_cast<std::byte*>(data);
       for (size_t i = 0; i < from.size(); i++)
         std::memcpy(base + size_t(to[i]) * page_bytes, base + size_t(from[i]) * page_bytes, page_bytes);
-    }});
+    });
   }
 
   void measure(Ceilings* result, Done done) override;
 
-  void close() override {
-    {
-      std::lock_guard lock(mutex_);
-      if (closing_) return;
-      closing_ = true;
-    }
-    wake_.notify_one();
-    thread_.join();
-  }
+  void close() override { queue_.close(); }
 
  private:
-  struct Task {
-    std::function<void(Team&)> work = {};
-    Done done = {};  // of a read
-  };
-
-  void enqueue(Task task) {
-    {
-      std::lock_guard lock(mutex_);
-      if (!closing_) {
-        queue_.push_back(std::move(task));
-        wake_.notify_one();
-        return;
-      }
-    }
-    if (task.done) task.done(closed());
-  }
-  static std::exception_ptr closed() {
-    return std::make_exception_ptr(Error("ERR_CLOSED", "cpu: the device was closed"));
-  }
-
-  void loop() {
-    Team team(threads_);
-    for (;;) {
-      Task task;
-      {
-        std::unique_lock lock(mutex_);
-        wake_.wait(lock, [&] { return closing_ || !queue_.empty(); });
-        if (closing_) break;
-        task = std::move(queue_.front());
-        queue_.pop_front();
-      }
-      if (!failure_) {
-        try {
-          task.work(team);
-        } catch (...) {
-          failure_ = std::current_exception();
-        }
-      }
-      task.work = nullptr;  // lets go of what it kept before anybody hears that it is done
-      if (task.done) task.done(failure_);
-    }
-    for (Task& task : queue_)
-      if (task.done) task.done(closed());
-    queue_.clear();
-  }
-
   const Isa& isa_;
   const int threads_;
   const DType activation_;
   Team alone_{1};  // for small programs
+  Team team_;      // worker 0 is the thread of the queue
   std::shared_ptr<Buffer> scratch_;
   size_t scratch_bytes_ = 0;
-  std::exception_ptr failure_;  // the first one; every later read gets it
-  std::atomic<bool> closing_{false};
-  std::mutex mutex_;
-  std::condition_variable wake_;
-  std::deque<Task> queue_;
-  std::thread thread_;  // last: it uses all of the above
+  Queue queue_{"cpu"};  // last: its thread uses all of the above
 };
 
-// Nearly normal values: the sum of four uniform 16-bit numbers (Irwin-Hall), from a counter through splitmix64.
-SharedWeight CpuDevice::random(int64_t rows, int64_t cols, uint64_t seed, float std) {
+SharedWeight CpuDevice::random(int rank, int64_t rows, int64_t cols, uint64_t seed, float std) {
   auto memory = host_memory(size_t(rows) * size_t(cols) * 2);
   auto* data = static_cast<bf16*>(memory->data);
   const int64_t count = rows * cols;
-  enqueue({[memory, data, count, seed, std](Team& team) {
+  queue_.add([this, memory, data, count, seed, std] {
     constexpr int64_t kChunk = int64_t{1} << 20;
-    // Four uniforms in [0, 65535]: mean 2 * 65535, variance 4 * 65536^2 / 12.
-    const float scale = std / (65536.0f * 0.57735027f);
-    team.run([&](Worker& w) {
+    const float scale = random_scale(std);
+    team_.run([&](Worker& w) {
       for (int64_t begin, end; w.take(begin, end, count, kChunk);)
-        for (int64_t i = begin; i < end; i++) {
-          uint64_t z = (seed + 1) * 0x9e3779b97f4a7c15u + uint64_t(i) * 0xd1342543de82ef95u;
-          z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
-          z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
-          z ^= z >> 31;
-          const int32_t sum =
-              int32_t(z & 0xffff) + int32_t(z >> 16 & 0xffff) + int32_t(z >> 32 & 0xffff) + int32_t(z >> 48);
-          data[i] = bf16(float(sum - 2 * 65535) * scale);
-        }
+        for (int64_t i = begin; i < end; i++) data[i] = bf16(random_value(seed, uint64_t(i), scale));
     });
-  }});
-  return adopt(data, 2, rows, cols, memory);
+  });
+  return adopt(data, rank, rows, cols, memory);
 }
 
 // The median of five, as benchmarks take medians: on a shared machine both sides of a ratio then suffer alike.
 void CpuDevice::measure(Ceilings* result, Done done) {
-  Task task{[this, result](Team& team) {
-    constexpr int64_t kFloats = int64_t{1} << 28;  // 1 GB: the largest shared caches hold a quarter
-    constexpr int64_t kRounds = 2'000'000;
-    const CeilingLoops loops = isa_.ceilings();
-    const auto memory = host_memory(kFloats * sizeof(float));
-    auto* const from = static_cast<float*>(memory->data);
-    const int64_t share = kFloats / team.size() / 2048 * 2048, used = share * team.size();
-    std::atomic<float> sink{0};  // so that no loop is removed
-    const auto median = [&](auto loop) {
-      std::array<double, 5> seconds{};
-      for (double& t : seconds) {
-        const auto start = std::chrono::steady_clock::now();
-        team.run([&](Worker& w) { loop(w.index * share); });
-        t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-      }
-      std::sort(seconds.begin(), seconds.end());
-      return seconds[2];
-    };
-    median([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
-    result->copy = double(used) * sizeof(float) /
-                   median([&](int64_t begin) { loops.copy(from + begin + share / 2, from + begin, share / 2); });
-    result->read =
-        double(used) * sizeof(float) / median([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
-    result->flops = loops.flops_per_round * double(kRounds) * team.size() /
-                    median([&](int64_t) { sink = sink + loops.multiply(kRounds); });
-  }};
-  task.done = std::move(done);
-  enqueue(std::move(task));
+  queue_.add(
+      [this, result] {
+        constexpr int64_t kFloats = int64_t{1} << 28;  // 1 GB: the largest shared caches hold a quarter
+        constexpr int64_t kRounds = 2'000'000;
+        const CeilingLoops loops = isa_.ceilings();
+        const auto memory = host_memory(kFloats * sizeof(float));
+        auto* const from = static_cast<float*>(memory->data);
+        const int64_t share = kFloats / team_.size() / 2048 * 2048, used = share * team_.size();
+        std::atomic<float> sink{0};  // so that no loop is removed
+        const auto median = [&](auto loop) {
+          std::array<double, 5> seconds{};
+          for (double& t : seconds) {
+            const auto start = std::chrono::steady_clock::now();
+            team_.run([&](Worker& w) { loop(w.index * share); });
+            t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+          }
+          std::sort(seconds.begin(), seconds.end());
+          return seconds[2];
+        };
+        median([&](int64_t begin) { std::memset(from + begin, 1, size_t(share) * sizeof(float)); });
+        result->copy = double(used) * sizeof(float) /
+                       median([&](int64_t begin) { loops.copy(from + begin + share / 2, from + begin, share / 2); });
+        result->read = double(used) * sizeof(float) /
+                       median([&](int64_t begin) { sink = sink + loops.read(from + begin, share); });
+        result->flops = loops.flops_per_round * double(kRounds) * team_.size() /
+                        median([&](int64_t) { sink = sink + loops.multiply(kRounds); });
+      },
+      std::move(done));
 }
 
 }  // namespace

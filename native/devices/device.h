@@ -28,14 +28,16 @@ struct Buffer {
 
 using Keep = std::vector<std::shared_ptr<const void>>;  // what must outlive the commands that point into it
 
-// A weight as its device holds it.
+// A weight as its device holds it. A device may bring it into its memory when it is first looked at.
 struct WeightBlocks {
   std::vector<RowBlock> blocks;
   int rank = 2;
   int64_t rows = 0;
   int64_t cols = 0;
   Keep keep;
-  Weight view() const { return {blocks.data(), int(blocks.size()), rank, rows, cols}; }
+  WeightBlocks() = default;
+  virtual ~WeightBlocks() = default;
+  virtual Weight view() const { return {blocks.data(), int(blocks.size()), rank, rows, cols}; }
 };
 using SharedWeight = std::shared_ptr<const WeightBlocks>;
 
@@ -68,7 +70,7 @@ class Device {
   virtual SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols,
                              std::shared_ptr<const void> owner) = 0;
   virtual SharedWeight stack(const std::vector<SharedWeight>& parts) = 0;
-  virtual SharedWeight random(int64_t rows, int64_t cols, uint64_t seed, float std) = 0;
+  virtual SharedWeight random(int rank, int64_t rows, int64_t cols, uint64_t seed, float std) = 0;
 
   virtual std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) = 0;
   virtual void run(std::shared_ptr<Program> program) = 0;

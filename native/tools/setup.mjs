@@ -1,8 +1,19 @@
-// Sets up whatever is missing or out of date, and nothing else: dependencies, the native addon, the compiled TypeScript.
+// Sets up whatever is missing or out of date, and nothing else: dependencies, the native addon, the compiled TypeScript; with
+// --cuda=present the CUDA plug-in for the GPUs of this machine, with --cuda=all that for all, both only where nvcc is.
 // Plain JavaScript without dependencies: it runs on a fresh clone. Progress goes to stderr.
 import { execFileSync, spawn, spawnSync } from 'node:child_process'
 import { createHash } from 'node:crypto'
-import { createWriteStream, existsSync, mkdirSync, readdirSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  createWriteStream,
+  existsSync,
+  mkdirSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { availableParallelism } from 'node:os'
 import { dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
@@ -129,6 +140,9 @@ await step('dependencies', 'node_modules/.cria-stamp', ['package.json', 'package
   await run('installing dependencies', 'npm', args, join('build', 'install.log'))
 })
 
+/** How far a build is, from what it prints. */
+const percent = text => [...text.matchAll(/\[\s*(\d+%|\d+\/\d+)\]/g)].at(-1)?.[1]
+
 await step(
   'native addon',
   'build/.stamp',
@@ -142,13 +156,40 @@ await step(
       process.execPath,
       [bin('cmake-js'), 'compile', '--parallel', parallel],
       join('build', 'build.log'),
-      text => {
-        const found = [...text.matchAll(/\[\s*(\d+%|\d+\/\d+)\]/g)].at(-1)
-        return found?.[1]
-      },
+      percent,
     )
   },
 )
+
+/** Architectures to build the CUDA plug-in for, as CMake has them; none without a wish, a GPU to build for, or nvcc 13. */
+function cudaArchitectures(wish) {
+  const nvcc = wish && version('nvcc')
+  if (wish === 'all') {
+    if (nvcc && !older(nvcc, '13')) return ['80', '86', '89', '90a', '100', '120']
+    process.stderr.write(`CUDA plug-in: not built, ${nvcc ? `nvcc is ${nvcc}, older than 13` : 'there is no nvcc'}\n`)
+  }
+  if (wish !== 'present' || !nvcc || older(nvcc, '13')) return []
+  const asked = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader'], { encoding: 'utf8' })
+  const found = (asked.stdout ?? '').match(/\d+\.\d+/g) ?? []
+  return [...new Set(found)].filter(cc => Number(cc) >= 8).map(cc => (cc === '9.0' ? '90a' : cc.replace('.', '')))
+}
+
+const architectures = cudaArchitectures(process.argv.find(arg => arg.startsWith('--cuda='))?.slice(7))
+if (architectures.length > 0) {
+  const target = join('build', 'Release', 'cria_cuda.so')
+  const log = join('build', 'cuda.log')
+  await step(
+    `CUDA plug-in ${architectures}`,
+    `build/cuda-${architectures.join('-')}.stamp`,
+    ['native', 'CMakeLists.txt'],
+    target,
+    async () => {
+      const options = ['compile', '-O', 'build/cuda', `--CDCRIA_CUDA=${architectures.join(';')}`, '--target', 'cria_cuda']
+      await run('building the CUDA plug-in', process.execPath, [bin('cmake-js'), ...options], log, percent)
+      copyFileSync(join('build', 'cuda', 'Release', 'cria_cuda.so'), target)
+    },
+  )
+}
 
 await step(
   'TypeScript',

@@ -42,7 +42,8 @@ describe('open', () => {
 
   test.each([
     ['cuda:0', 'ERR_DEVICE_UNAVAILABLE'],
-    ['simt', 'ERR_DEVICE_UNAVAILABLE'],
+    ['cuda:', 'ERR_DEVICE_UNKNOWN'],
+    ['cuda:x', 'ERR_DEVICE_UNKNOWN'],
     ['tpu', 'ERR_DEVICE_UNKNOWN'],
     ['', 'ERR_DEVICE_UNKNOWN'],
   ])('"%s" is refused: %s', (name, expected) => {

@@ -119,7 +119,7 @@ const mixed: readonly Span[] = [
   { length: 16, rows: 1 },
   { length: 40, rows: 9 },
 ]
-const small: HeadShape = { heads: 6, kvHeads: 3, headDim: 24 }
+const smallOn = (lab: Lab): HeadShape => ({ heads: 6, kvHeads: 3, headDim: lab.anyHead(24) })
 
 /** What is wrong with sequence 3, of 33 keys and 7 rows: a page of its table, or its length; how many rows cannot be computed. */
 type Damage = { readonly page: readonly [index: number, id: number] } | { readonly length: number }
@@ -140,34 +140,52 @@ conforms('attention', check => {
     check(`${headName(shape)}, pages of ${pageSize}`, async lab => compare(lab, problemOf(lab, shape, spans), pageSize))
   }
   for (const rows of [1, 7, 17, 54, 97])
-    check(`prefill of ${rows}`, async lab => compare(lab, problemOf(lab, small, [{ length: rows, rows }]), 16))
+    check(`prefill of ${rows}`, async lab => compare(lab, problemOf(lab, smallOn(lab), [{ length: rows, rows }]), 16))
   check('577 keys, 1 and 9 rows', async lab => {
     const shape = { heads: 2, kvHeads: 1, headDim: 64 }
     for (const rows of [1, 9]) await compare(lab, problemOf(lab, shape, [{ length: 577, rows }]), 16)
   })
   check('every length around the edges of vectors and pages, decoding', async lab => {
     const spans = [1, 2, 3, 4, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49].map(length => ({ length, rows: 1 }))
-    for (const pageSize of [1, 5, 16]) await compare(lab, problemOf(lab, small, spans), pageSize)
+    for (const pageSize of [1, 5, 16]) await compare(lab, problemOf(lab, smallOn(lab), spans), pageSize)
+  })
+  check('lengths around the edges of blocks and splits of keys', async lab => {
+    const shape = { heads: 4, kvHeads: 1, headDim: 64 }
+    const lengths = [63, 64, 65, 127, 128, 129, 255, 256, 257, 300, 511, 512, 513]
+    const spans = lengths.map((length, i) => ({ length, rows: i % 3 === 2 ? 5 : 1 }))
+    await compare(lab, problemOf(lab, shape, spans), 16)
+  })
+  check('long sequences again and again: the same bits', async lab => {
+    const problem = problemOf(lab, { heads: 4, kvHeads: 1, headDim: 64 }, [
+      { length: 600, rows: 1 },
+      { length: 700, rows: 1 },
+    ])
+    const pages = deal(lab.random, [600, 700], 16)
+    const first = await attend(lab, problem, pages)
+    for (let i = 0; i < (lab.device.name === 'simt' ? 30 : 3); i++)
+      sameBits(await attend(lab, problem, pages), first, `run ${i}: element`)
   })
   check('queries start anywhere in a sequence', async lab => {
     const spans = [1, 2, 8, 16, 23].flatMap(rows => [24, 25, 31].map(length => ({ length, rows })))
-    await compare(lab, problemOf(lab, { heads: 2, kvHeads: 2, headDim: 8 }, spans), 5)
+    await compare(lab, problemOf(lab, { heads: 2, kvHeads: 2, headDim: lab.anyHead(8) }, spans), 5)
   })
-  check('one page a sequence', async lab => compare(lab, problemOf(lab, small, mixed), 64))
-  check('large scores: softmax is nearly a choice', async lab => compare(lab, problemOf(lab, small, mixed, 6), 5))
+  check('one page a sequence', async lab => compare(lab, problemOf(lab, smallOn(lab), mixed), 64))
+  check('large scores: softmax is nearly a choice', async lab => compare(lab, problemOf(lab, smallOn(lab), mixed, 6), 5))
   check('equal keys: the mean of the values', async lab => {
-    const problem = problemOf(lab, small, mixed)
+    const problem = problemOf(lab, smallOn(lab), mixed)
     for (const k of problem.k) k.fill(0.5)
     await compare(lab, problem, 5)
   })
   check('one key decides: its value comes through exactly', async lab => {
-    const problem = problemOf(lab, { heads: 1, kvHeads: 1, headDim: 8 }, [{ length: 20, rows: 1 }])
+    const headDim = lab.anyHead(8)
+    const problem = problemOf(lab, { heads: 1, kvHeads: 1, headDim }, [{ length: 20, rows: 1 }])
     problem.q.fill(16)
-    problem.k[0]!.fill(-16).fill(16, 13 * 8, 14 * 8)
-    sameBits(await attend(lab, problem, deal(lab.random, [20], 5)), problem.v[0]!.subarray(13 * 8, 14 * 8))
+    problem.k[0]!.fill(-16).fill(16, 13 * headDim, 14 * headDim)
+    sameBits(await attend(lab, problem, deal(lab.random, [20], 5)), problem.v[0]!.subarray(13 * headDim, 14 * headDim))
   })
 
   check('the same bits in every page size, page order, batch and chunk, with any number of threads', async lab => {
+    const small = smallOn(lab)
     const problem = problemOf(lab, small, mixed)
     const lengths = mixed.map(span => span.length)
     const width = small.heads * small.headDim
@@ -196,8 +214,10 @@ conforms('attention', check => {
       }
   })
   check('a NaN key reaches the rows that see it and no other', async lab => {
+    const small = smallOn(lab)
     const problem = problemOf(lab, small, [{ length: 20, rows: 10 }, ...mixed])
-    problem.k[0]!.fill(Number.NaN, 15 * 72, 16 * 72) // seen by rows 5 to 9
+    const key = small.kvHeads * small.headDim
+    problem.k[0]!.fill(Number.NaN, 15 * key, 16 * key) // seen by rows 5 to 9
     const width = small.heads * small.headDim
     const y = await attend(
       lab,
@@ -216,6 +236,7 @@ conforms('attention', check => {
 
   for (const [name, damage, last] of damages)
     check(`${name}: rows of NaN in that sequence, and in no other`, async lab => {
+      const small = smallOn(lab)
       const problem = problemOf(lab, small, mixed)
       const lengths = mixed.map(span => span.length)
       const pages = deal(lab.random, lengths, 5)
@@ -231,6 +252,7 @@ conforms('attention', check => {
     })
 
   check('a broken last page: the rows before it are sound', async lab => {
+    const small = smallOn(lab)
     const problem = problemOf(lab, small, mixed)
     const pages = deal(
       lab.random,
@@ -239,10 +261,12 @@ conforms('attention', check => {
     )
     const expected = await attend(lab, problem, pages)
     const y = await attend(lab, problem, pages, { page: [6, 2 ** 31 - 1] }) // of keys 30 to 32: rows 4, 5 and 6 see it
-    const [from, end] = [(19 + 4) * 144, 26 * 144]
+    const width = small.heads * small.headDim
+    const [from, end] = [(19 + 4) * width, 26 * width]
     sameBits(y, expected.fill(Number.NaN, from, end))
   })
   check('rows of no sequence are left alone; a sequence may have no rows', async lab => {
+    const small = smallOn(lab)
     const pages = deal(lab.random, [12, 9, 5], 5)
     const problem = problemOf(lab, small, [
       { length: 12, rows: 3 },
@@ -250,10 +274,11 @@ conforms('attention', check => {
       { length: 5, rows: 2 },
     ])
     const { y } = reference(problem)
-    const padded = { ...problem, q: new Float64Array(9 * 144).fill(Number.NaN) }
+    const width = small.heads * small.headDim
+    const padded = { ...problem, q: new Float64Array(9 * width).fill(Number.NaN) }
     padded.q.set(problem.q)
     const found = await attend(lab, padded, pages)
     lab.close(found.subarray(0, y.length), y, reference(problem).slack)
-    if (lab.device.name === 'cpu') sameBits(found.subarray(y.length), new Float64Array(4 * 144), 'dead element')
+    if (lab.device.name === 'cpu') sameBits(found.subarray(y.length), new Float64Array(4 * width), 'dead element')
   })
 })

@@ -195,6 +195,16 @@ conforms('linear', check => {
       for (let i = 0; i < 5; i++) sameBits(await multiply(on, x, w, cols), first, `run ${i}: element`)
     })
   })
+  // Where K is shared out among blocks, they finish in any order.
+  check('the same bits on every repetition, few rows and a long K', async lab => {
+    const cols = 1024
+    const x = lab.activation([3, cols], lab.random.normals(3 * cols)).tensor
+    const weights = await Promise.all([72, 24].map(rows => lab.weight([rows, cols], lab.random.normals(rows * cols))))
+    const all = () => lab.run(op => Object.fromEntries(weights.map((w, i) => [i, op.linear(x, w, { as: 'f32' })])))
+    const first = await all()
+    for (let i = 0; i < (lab.device.name === 'simt' ? 60 : 5); i++)
+      for (const [k, y] of Object.entries(await all())) sameBits(y, first[k]!, `run ${i}, weight ${k}: element`)
+  })
   check('dead rows', async lab => {
     const weight = await lab.weight([33, 24], lab.random.normals(33 * 24))
     await lab.checkDeadRows(24, (op, _, a) => op.linear(a, weight))

@@ -15,6 +15,8 @@ export const headShapes: readonly HeadShape[] = [
   { heads: 8, kvHeads: 1, headDim: 24 },
   { heads: 6, kvHeads: 3, headDim: 80 },
   { heads: 2, kvHeads: 1, headDim: 64 },
+  { heads: 4, kvHeads: 4, headDim: 64 },
+  { heads: 8, kvHeads: 1, headDim: 128 },
   { heads: 10, kvHeads: 2, headDim: 40 },
 ]
 export const headName = ({ heads, kvHeads, headDim }: HeadShape): string => `${heads}/${kvHeads} heads of ${headDim}`

@@ -1,0 +1,329 @@
+// cuda.cu - the runtime of a GPU, as a plug-in library: static cudart, nothing else of the toolkit.
+//
+// A thread submits (Queue) and never waits for the GPU; a second one waits for events, in their order, and tells who
+// asked. Host memory passes through pinned blocks; a block returns when the event behind its copy has passed.
+#include <dlfcn.h>
+
+#include <condition_variable>
+#include <deque>
+#include <map>
+
+#include "gpu_device.h"
+#include "plugin.h"
+#include "queue.h"
+
+namespace cria::cuda {
+
+void check(cudaError_t error, const char* what) {
+  if (error == cudaSuccess) return;
+  const char* const code = error == cudaErrorMemoryAllocation ? "ERR_OUT_OF_MEMORY" : "ERR_DEVICE_FAILED";
+  const std::string text = concat(what, ": ", cudaGetErrorName(error), ", ", cudaGetErrorString(error));
+  cudaGetLastError();
+  cria::fail(code, text);
+}
+
+namespace {
+
+constexpr int kDriver = 13000;       // what CUDA 13 needs: R580
+constexpr size_t kChunk = 16 << 20;  // of an upload
+constexpr size_t kMostPinned = 4 * kChunk;
+constexpr double kReserve = 256e6;  // bytes of device memory that stay free: the context and graphs take some later
+
+// Page-locked host memory in blocks of powers of two, used again and again.
+class Pinned {
+ public:
+  using Block = std::shared_ptr<std::byte>;
+  ~Pinned() {
+    for (auto& [size, blocks] : free_)
+      for (std::byte* b : blocks) cudaFreeHost(b);
+  }
+  // Waits while the GPU still reads too many of them.
+  Block get(size_t bytes) {
+    size_t size = 4096;
+    while (size < bytes) size *= 2;
+    std::unique_lock lock(mutex_);
+    returned_.wait(lock, [&] { return !free_[size].empty() || used_ == 0 || used_ + size <= kMostPinned; });
+    std::byte* memory = nullptr;
+    if (!free_[size].empty()) {
+      memory = free_[size].back();
+      free_[size].pop_back();
+    } else {
+      void* fresh = nullptr;
+      check(cudaMallocHost(&fresh, size), "page-locked host memory");
+      memory = static_cast<std::byte*>(fresh);
+    }
+    used_ += size;
+    return {memory, [this, size](std::byte* b) {
+              std::lock_guard guard(mutex_);
+              free_[size].push_back(b);
+              used_ -= size;
+              returned_.notify_all();
+            }};
+  }
+
+ private:
+  std::mutex mutex_;
+  std::condition_variable returned_;
+  std::map<size_t, std::vector<std::byte*>> free_;
+  size_t used_ = 0;
+};
+
+// Waits for events in their order; keeps what work needs until it has been done.
+class Completions {
+ public:
+  using Then = std::function<void(std::exception_ptr)>;
+  explicit Completions(int device) : thread_([this, device] { loop(device); }) {}
+  ~Completions() {
+    {
+      std::lock_guard lock(mutex_);
+      ending_ = true;
+    }
+    wake_.notify_one();
+    thread_.join();
+    for (cudaEvent_t e : idle_) cudaEventDestroy(e);
+  }
+  // Calls then() once everything on the stream so far has been done.
+  void after(cudaStream_t stream, Then then) {
+    cudaEvent_t event = nullptr;
+    {
+      std::lock_guard lock(mutex_);
+      if (!idle_.empty()) {
+        event = idle_.back();
+        idle_.pop_back();
+      }
+    }
+    if (!event) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
+    check(cudaEventRecord(event, stream), "an event");
+    std::lock_guard lock(mutex_);
+    waiting_.push_back({event, std::move(then)});
+    wake_.notify_one();
+  }
+
+ private:
+  struct Waiting {
+    cudaEvent_t event;
+    Then then;
+  };
+  void loop(int device) {
+    cudaSetDevice(device);
+    for (;;) {
+      Waiting next;
+      {
+        std::unique_lock lock(mutex_);
+        wake_.wait(lock, [&] { return ending_ || !waiting_.empty(); });
+        if (waiting_.empty()) return;
+        next = std::move(waiting_.front());
+        waiting_.pop_front();
+      }
+      std::exception_ptr failure;
+      try {
+        check(cudaEventSynchronize(next.event), "the GPU");
+      } catch (...) {
+        failure = std::current_exception();
+      }
+      next.then(failure);
+      next.then = nullptr;
+      std::lock_guard lock(mutex_);
+      idle_.push_back(next.event);
+    }
+  }
+
+  std::mutex mutex_;
+  std::condition_variable wake_;
+  std::deque<Waiting> waiting_;
+  std::vector<cudaEvent_t> idle_;
+  bool ending_ = false;
+  std::thread thread_;
+};
+
+struct Executable final : Graph {
+  cudaGraphExec_t handle = nullptr;
+  ~Executable() override {
+    if (handle) cudaGraphExecDestroy(handle);
+  }
+};
+
+class CudaRuntime final : public Runtime {
+ public:
+  explicit CudaRuntime(int device) : device_(device), completions_(device), queue_(concat("cuda:", device)) {
+    use();
+    cudaDeviceProp p{};
+    check(cudaGetDeviceProperties(&p, device), "the properties of the GPU");
+    chip_ = {concat(p.name, ", sm_", p.major, p.minor), p.major * 10 + p.minor, p.multiProcessorCount,
+             p.sharedMemPerBlockOptin, double(p.totalGlobalMem)};
+    check(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "a stream");
+    check(cudaStreamCreateWithFlags(&capture_, cudaStreamNonBlocking), "a stream");
+  }
+  ~CudaRuntime() override {
+    close();
+    cudaStreamDestroy(stream_);
+    cudaStreamDestroy(capture_);
+  }
+  const Chip& chip() const override { return chip_; }
+
+  void* allocate(size_t bytes, bool zero) override {
+    use();
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
+    if (double(bytes) + kReserve > double(free))
+      cria::fail("ERR_OUT_OF_MEMORY", "cuda:", device_, ": ", bytes, " bytes asked for, but only ", free, " of ", total,
+                 " are free; a shorter context, fewer sequences or a smaller model need less");
+    void* memory = nullptr;
+    check(cudaMallocAsync(&memory, bytes, stream_), "memory of the GPU");
+    if (zero) check(cudaMemsetAsync(memory, 0, bytes, stream_), "memory of the GPU");
+    return memory;
+  }
+  void release(void* memory) override {
+    queue_.add(
+        [this, memory] {
+          use();
+          check(cudaFreeAsync(memory, stream_), "memory of the GPU");
+        },
+        [this, memory](std::exception_ptr failure) {
+          if (!failure) return;  // otherwise the queue is closed, or the device is dead and keeps its memory
+          use();
+          cudaFree(memory);
+        });
+  }
+  void write(void* to, const void* from, size_t bytes, Kept kept) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    queue_.add([this, to, kept = std::move(kept), data = std::vector<std::byte>(first, first + bytes)] {
+      send(to, data.data(), data.size(), kept);
+    });
+  }
+  void upload(void* to, const void* from, size_t bytes, Kept kept) override {
+    queue_.add([this, to, from, bytes, kept = std::move(kept)] {
+      for (size_t at = 0; at < bytes; at += kChunk)
+        send(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at, std::min(kChunk, bytes - at),
+             kept);
+    });
+  }
+  void read(void* into, const void* from, size_t bytes, Kept kept, Done done) override {
+    auto told = std::make_shared<Done>(std::move(done));
+    queue_.add(
+        [this, into, from, bytes, kept = std::move(kept), told] {
+          use();
+          const Pinned::Block block = pinned_.get(bytes);
+          if (bytes)
+            check(cudaMemcpyAsync(block.get(), from, bytes, cudaMemcpyDeviceToHost, stream_), "a copy to the host");
+          completions_.after(stream_, [into, bytes, block, kept, told](std::exception_ptr failure) {
+            if (!failure && bytes) std::memcpy(into, block.get(), bytes);
+            std::exchange(*told, nullptr)(failure);
+          });
+        },
+        [told](std::exception_ptr failure) {
+          if (failure && *told) std::exchange(*told, nullptr)(failure);
+        });
+  }
+  void copy(void* to, const void* from, size_t bytes, Kept kept) override {
+    queue_.add([this, to, from, bytes, kept = std::move(kept)] {
+      use();
+      check(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDeviceToDevice, stream_), "a copy within the GPU");
+      completions_.after(stream_, [kept](std::exception_ptr) {});
+    });
+  }
+  std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) override {
+    use();
+    auto made = std::make_shared<Executable>();
+    cudaGraph_t graph = nullptr;
+    check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "a graph");
+    try {
+      launches(Stream{capture_});
+    } catch (...) {
+      cudaStreamEndCapture(capture_, &graph);
+      if (graph) cudaGraphDestroy(graph);
+      throw;
+    }
+    check(cudaStreamEndCapture(capture_, &graph), "a graph");
+    const cudaError_t error = cudaGraphInstantiate(&made->handle, graph, 0);
+    cudaGraphDestroy(graph);
+    check(error, "a graph");
+    return made;
+  }
+  void replay(std::shared_ptr<Graph> graph, Kept kept) override {
+    queue_.add([this, graph = std::move(graph), kept = std::move(kept)] {
+      use();
+      check(cudaGraphLaunch(static_cast<const Executable&>(*graph).handle, stream_), "a graph");
+      completions_.after(stream_, [graph, kept](std::exception_ptr) {});
+    });
+  }
+  void close() override {
+    queue_.close();
+    use();
+    cudaStreamSynchronize(stream_);
+  }
+
+ private:
+  void use() const { check(cudaSetDevice(device_), "the GPU"); }
+  void send(void* to, const std::byte* from, size_t bytes, const Kept& kept) {
+    if (bytes == 0) return;
+    use();
+    const Pinned::Block block = pinned_.get(bytes);
+    std::memcpy(block.get(), from, bytes);
+    check(cudaMemcpyAsync(to, block.get(), bytes, cudaMemcpyHostToDevice, stream_), "a copy to the GPU");
+    completions_.after(stream_, [block, kept](std::exception_ptr) {});
+  }
+
+  const int device_;
+  Chip chip_;
+  cudaStream_t stream_ = nullptr, capture_ = nullptr;
+  Pinned pinned_;
+  Completions completions_;
+  Queue queue_;  // last: its thread uses all of the above
+};
+
+// "No driver" and "driver too old" share an error code in cudart: libcuda itself knows which it is.
+std::string driver_problem() {
+  void* const libcuda = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
+  if (!libcuda) return "there is no NVIDIA driver (libcuda.so.1)";
+  int version = 0;
+  const auto ask = reinterpret_cast<int (*)(int*)>(dlsym(libcuda, "cuDriverGetVersion"));
+  if (!ask || ask(&version) != 0) return "the NVIDIA driver does not say its version";
+  if (version < kDriver)
+    return concat("the NVIDIA driver is for CUDA ", version / 1000, ".", version % 1000 / 10,
+                  ", but cria needs CUDA 13.0: install driver R580 or newer");
+  return "";
+}
+
+std::string problem_of(const cudaDeviceProp& p) {
+  if (p.major >= 8) return "";
+  return concat(p.name, " has compute capability ", p.major, ".", p.minor, ", but cria needs 8.0 (Ampere) or newer");
+}
+
+}  // namespace
+}  // namespace cria::cuda
+
+extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
+  using namespace cria::cuda;
+  const std::string name = cria::concat("cuda:", options.index);
+  const std::string problem = driver_problem();
+  if (!problem.empty()) cria::fail("ERR_DEVICE_UNAVAILABLE", name, ": ", problem);
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
+  if (options.index >= count)
+    cria::fail("ERR_DEVICE_UNAVAILABLE", name, ": the driver sees ", count, count == 1 ? " GPU" : " GPUs",
+               "; CUDA_VISIBLE_DEVICES may hide some");
+  cudaDeviceProp p{};
+  check(cudaGetDeviceProperties(&p, options.index), name.c_str());
+  if (const std::string why = problem_of(p); !why.empty()) cria::fail("ERR_DEVICE_UNSUPPORTED", name, ": ", why);
+  return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index));
+}
+
+extern "C" __attribute__((visibility("default"))) void cria_list_devices(std::vector<cria::DeviceReport>& list) {
+  using namespace cria::cuda;
+  int count = 0;
+  std::string problem = driver_problem();
+  if (problem.empty()) {
+    const cudaError_t error = cudaGetDeviceCount(&count);
+    if (error != cudaSuccess) problem = cria::concat("the driver says ", cudaGetErrorString(error));
+    if (error == cudaSuccess && count == 0) problem = "the driver sees no GPU; CUDA_VISIBLE_DEVICES may hide some";
+  }
+  if (count == 0) list.push_back({"cuda:0", false, problem, 0});
+  for (int i = 0; i < count; i++) {
+    cudaDeviceProp p{};
+    check(cudaGetDeviceProperties(&p, i), "the properties of the GPU");
+    const std::string why = problem_of(p);
+    list.push_back({cria::concat("cuda:", i), why.empty(),
+                    why.empty() ? cria::concat(p.name, ", sm_", p.major, p.minor) : why, double(p.totalGlobalMem)});
+  }
+}

@@ -1,0 +1,173 @@
+// gpu_device.h - Device over a Runtime: the same host code for cuda.cu and simt.cc.
+#pragma once
+#include <algorithm>
+#include <mutex>
+
+#include "../core/random.h"
+#include "../machine/runtime.h"
+#include "device.h"
+
+namespace cria::CRIA_MACHINE {
+
+#define CRIA_DECLARE(Op)                    \
+  size_t workspace(const Op&, const Chip&); \
+  void run(const Op&, const Gpu&);          \
+  void supports(const Op&);
+CRIA_OPS(CRIA_DECLARE)
+#undef CRIA_DECLARE
+
+namespace {
+__global__ void random_kernel(bf16* to, int64_t count, uint64_t seed, float scale) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step)
+    to[i] = bf16(random_value(seed, uint64_t(i), scale));
+}
+}  // namespace
+
+class GpuDevice final : public Device {
+ public:
+  GpuDevice(std::string name, std::shared_ptr<Runtime> runtime)
+      : name_(std::move(name)), runtime_(std::move(runtime)), counters_(allocate(kCounters * sizeof(uint32_t))) {}
+  ~GpuDevice() override { close(); }
+
+  std::string name() const override { return name_; }
+  std::string description() const override { return concat(name_, " (", runtime_->chip().name, ")"); }
+  DType activation() const override { return DType::bf16; }
+  std::shared_ptr<Buffer> allocate(size_t bytes) override { return std::make_shared<Memory>(runtime_, bytes, true); }
+
+  void write(void* to, Kept keep, const void* from, size_t bytes) override {
+    runtime_->write(to, from, bytes, std::move(keep));
+  }
+  void read(const void* from, Kept keep, void* into, size_t bytes, Done done) override {
+    runtime_->read(into, from, bytes, std::move(keep), std::move(done));
+  }
+
+  // Weights stay in the file until they are looked at: parts of a stack never lie in the device's memory alone.
+  SharedWeight adopt(const bf16* data, int rank, int64_t rows, int64_t cols, Kept owner) override {
+    return std::make_shared<Uploaded>(runtime_, std::vector<Part>{{data, rows, std::move(owner)}}, rank, cols);
+  }
+  SharedWeight stack(const std::vector<SharedWeight>& parts) override {
+    std::vector<Part> all;
+    for (const SharedWeight& w : parts) {
+      const auto* uploaded = dynamic_cast<const Uploaded*>(w.get());
+      if (uploaded) {
+        all.insert(all.end(), uploaded->parts.begin(), uploaded->parts.end());
+      } else {
+        for (const RowBlock& block : w->blocks) all.push_back({block.data, block.rows, w, true});
+      }
+    }
+    return std::make_shared<Uploaded>(runtime_, std::move(all), 2, parts.front()->cols);
+  }
+  SharedWeight random(int rank, int64_t rows, int64_t cols, uint64_t seed, float std) override {
+    auto w = std::make_shared<WeightBlocks>();
+    const auto memory = std::make_shared<Memory>(runtime_, size_t(rows * cols) * sizeof(bf16), false);
+    auto* data = static_cast<bf16*>(memory->data);
+    w->blocks = {{data, rows}};
+    w->rank = rank;
+    w->rows = rows;
+    w->cols = cols;
+    w->keep = {memory};
+    const int64_t count = rows * cols;
+    runtime_->replay(runtime_->record([&](const Stream& stream) {
+      const auto blocks = unsigned(std::min<int64_t>((count + 255) / 256, int64_t{runtime_->chip().sms} * 16));
+      launch(random_kernel, "random", Shape{dim3(blocks), dim3(256)}, stream, data, count, seed, random_scale(std));
+    }),
+                     memory);
+    return w;
+  }
+
+  std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
+    size_t workspace_bytes = 0;
+    for (const Command& command : recording.commands())
+      std::visit(
+          [&](const auto& op) {
+            supports(op);
+            workspace_bytes = std::max(workspace_bytes, workspace(op, runtime_->chip()));
+          },
+          command);
+    auto program = std::make_shared<Recorded>();
+    place(*program, recording, results, [&](size_t bytes) { return std::make_shared<Memory>(runtime_, bytes, false); });
+    program->keep = std::move(keep);
+    const auto scratch = std::make_shared<Memory>(runtime_, workspace_bytes, false);
+    program->keep.push_back(scratch);
+    for (size_t i = 0; i < 2; i++)
+      program->graphs[i] = runtime_->record([&](const Stream& stream) {
+        const Gpu gpu{stream, &runtime_->chip(), static_cast<std::byte*>(scratch->data),
+                      static_cast<uint32_t*>(counters_->data)};
+        for (const Command& command : program->commands[i])
+          std::visit([&](const auto& op) { CRIA_MACHINE::run(op, gpu); }, command);
+      });
+    return program;
+  }
+  void run(std::shared_ptr<Program> program) override {
+    const auto& recorded = static_cast<const Recorded&>(*program);
+    const auto graph = recorded.graphs[program->runs++ & 1];
+    runtime_->replay(graph, std::move(program));
+  }
+
+  void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
+                  Kept keep) override {
+    auto* base = static_cast<std::byte*>(data);
+    for (size_t i = 0; i < from.size(); i++)
+      runtime_->copy(base + size_t(to[i]) * page_bytes, base + size_t(from[i]) * page_bytes, page_bytes, keep);
+  }
+  void measure(Ceilings*, Done done) override {
+    done(std::make_exception_ptr(Error("ERR_DEVICE_UNSUPPORTED", name_ + ": has no ceilings to measure yet")));
+  }
+  void close() override { runtime_->close(); }
+
+ private:
+  struct Memory final : Buffer {
+    std::shared_ptr<Runtime> runtime;
+    Memory(std::shared_ptr<Runtime> r, size_t n, bool zero) : runtime(std::move(r)) {
+      bytes = n;
+      data = runtime->allocate(n ? n : 1, zero);
+    }
+    ~Memory() override { runtime->release(data); }
+  };
+  struct Part {
+    const bf16* data;
+    int64_t rows;
+    Kept owner;
+    bool on_device = false;
+  };
+  struct Uploaded final : WeightBlocks {
+    std::vector<Part> parts;
+    std::shared_ptr<Runtime> runtime;
+    mutable std::shared_ptr<Memory> memory;
+    mutable RowBlock block;
+    Uploaded(std::shared_ptr<Runtime> r, std::vector<Part> p, int rank_, int64_t cols_)
+        : parts(std::move(p)), runtime(std::move(r)) {
+      rank = rank_;
+      cols = cols_;
+      for (const Part& part : parts) rows += part.rows;
+    }
+    Weight view() const override {
+      if (!memory) {
+        const size_t row = size_t(cols) * sizeof(bf16);
+        auto fresh = std::make_shared<Memory>(runtime, size_t(rows) * row, false);
+        auto* to = static_cast<std::byte*>(fresh->data);
+        for (const Part& part : parts) {
+          const size_t size = size_t(part.rows) * row;
+          if (part.on_device)
+            runtime->copy(to, part.data, size, part.owner);
+          else
+            runtime->upload(to, part.data, size, part.owner);
+          to += size;
+        }
+        memory = std::move(fresh);
+        block = {static_cast<const bf16*>(memory->data), rows};
+      }
+      return {&block, 1, rank, rows, cols};
+    }
+  };
+  struct Recorded final : Program {
+    std::shared_ptr<Graph> graphs[2];
+  };
+
+  const std::string name_;
+  const std::shared_ptr<Runtime> runtime_;
+  const std::shared_ptr<Buffer> counters_;
+};
+
+}  // namespace cria::CRIA_MACHINE

@@ -1,0 +1,102 @@
+// simt.cc - the emulated device: the GPU's host code and kernels on fibers. For tests.
+#include <cstdlib>
+#include <map>
+
+#include "gpu_device.h"
+#include "plugin.h"
+#include "queue.h"
+
+namespace cria::simt {
+namespace {
+
+constexpr size_t kCanary = 256;
+constexpr unsigned char kCanaryByte = 0xC5;
+
+struct Launches final : Graph {
+  std::vector<Launch> list;
+};
+
+class HostRuntime final : public Runtime {
+ public:
+  explicit HostRuntime(Options options) : machine_(std::move(options)) {
+    chip_ = {concat("emulated threads, ", machine_.options().text()), machine_.options().arch, 4};
+  }
+  ~HostRuntime() override { close(); }
+  const Chip& chip() const override { return chip_; }
+
+  void* allocate(size_t bytes, bool zero) override {
+    auto* block =
+        static_cast<unsigned char*>(std::aligned_alloc(kCanary, (bytes + 3 * kCanary - 1) / kCanary * kCanary));
+    if (!block) cria::fail("ERR_OUT_OF_MEMORY", "simt: no ", bytes, " bytes to be had");
+    unsigned char* const data = block + kCanary;
+    std::memset(block, kCanaryByte, kCanary);
+    std::memset(data, zero ? 0 : 0xff, bytes);
+    std::memset(data + bytes, kCanaryByte, kCanary);
+    std::lock_guard lock(mutex_);
+    sizes_[data] = bytes;
+    return data;
+  }
+  void release(void* memory) override {
+    {
+      std::lock_guard lock(mutex_);
+      sizes_.erase(static_cast<unsigned char*>(memory));
+    }
+    std::free(static_cast<unsigned char*>(memory) - kCanary);
+  }
+  void write(void* to, const void* from, size_t bytes, Kept kept) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    queue_.add([to, kept = std::move(kept), data = std::vector<std::byte>(first, first + bytes)] {
+      if (!data.empty()) std::memcpy(to, data.data(), data.size());
+    });
+  }
+  void upload(void* to, const void* from, size_t bytes, Kept kept) override { copy(to, from, bytes, std::move(kept)); }
+  void copy(void* to, const void* from, size_t bytes, Kept kept) override {
+    queue_.add([to, from, bytes, kept = std::move(kept)] { std::memcpy(to, from, bytes); });
+  }
+  void read(void* into, const void* from, size_t bytes, Kept kept, Done done) override {
+    queue_.add(
+        [into, from, bytes, kept = std::move(kept)] {
+          if (bytes) std::memcpy(into, from, bytes);
+        },
+        std::move(done));
+  }
+  std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) override {
+    auto graph = std::make_shared<Launches>();
+    Machine recorder{Options{}};
+    launches(Stream{&recorder});
+    graph->list = recorder.take();
+    return graph;
+  }
+  void replay(std::shared_ptr<Graph> graph, Kept kept) override {
+    queue_.add([this, graph = std::move(graph), kept = std::move(kept)] {
+      for (const Launch& launch : static_cast<const Launches&>(*graph).list) machine_.submit(launch);
+      machine_.drain();
+      check_canaries();
+    });
+  }
+  void close() override { queue_.close(); }
+
+ private:
+  void check_canaries() {
+    std::lock_guard lock(mutex_);
+    for (const auto& [data, bytes] : sizes_)
+      for (size_t i = 0; i < kCanary; i++)
+        if (data[bytes + i] != kCanaryByte || *(data - kCanary + i) != kCanaryByte)
+          cria::fail("ERR_DEVICE_KERNEL", "simt: a kernel wrote outside of a buffer of ", bytes,
+                     " bytes; CRIA_SIMT=", machine_.options().text(), " repeats it");
+  }
+
+  Chip chip_;
+  Machine machine_;
+  std::mutex mutex_;
+  std::map<unsigned char*, size_t> sizes_;
+  Queue queue_{"simt"};  // last: its thread uses all of the above
+};
+
+}  // namespace
+}  // namespace cria::simt
+
+extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
+  auto runtime = std::make_shared<cria::simt::HostRuntime>(cria::simt::Options::parse(options.settings));
+  return new cria::simt::GpuDevice("simt", std::move(runtime));
+}

@@ -1,0 +1,39 @@
+// runtime.h - what a device of this machine offers to host code: memory, one stream, and recorded launches to replay.
+// runtime_host.cc implements it on emulated threads, runtime_cuda.cu on a GPU.
+#pragma once
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "gpu.h"
+
+namespace cria::CRIA_MACHINE {
+
+using Kept = std::shared_ptr<const void>;  // what must outlive the work that is given
+using Done = std::function<void(std::exception_ptr)>;
+
+// Launches in order. Replaying costs one call.
+struct Graph {
+  virtual ~Graph() = default;
+};
+
+// Everything takes effect in the order of the calls, and nothing waits. The first failure is kept, and given to
+// every later read.
+class Runtime {
+ public:
+  virtual ~Runtime() = default;
+  virtual const Chip& chip() const = 0;
+  // Zeros, or NaN where nobody may rely on zeros. ERR_OUT_OF_MEMORY. release() waits for the work that is under way.
+  virtual void* allocate(size_t bytes, bool zero) = 0;
+  virtual void release(void* memory) = 0;
+  virtual void write(void* to, const void* from, size_t bytes, Kept kept) = 0;   // copies `from` before it returns
+  virtual void upload(void* to, const void* from, size_t bytes, Kept kept) = 0;  // `kept` owns `from`
+  virtual void read(void* into, const void* from, size_t bytes, Kept kept, Done done) = 0;
+  virtual void copy(void* to, const void* from, size_t bytes, Kept kept) = 0;  // within the device
+  virtual std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) = 0;
+  virtual void replay(std::shared_ptr<Graph> graph, Kept kept) = 0;
+  virtual void close() = 0;  // waits for the task under way; those that wait are rejected with ERR_CLOSED
+};
+
+}  // namespace cria::CRIA_MACHINE

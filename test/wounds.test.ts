@@ -1,0 +1,69 @@
+// Every barrier, wait, guard and mask of every kernel, taken away one at a time on the emulated device: some test of the
+// op must fail. A call that can go without one being missed is either superfluous or not tested.
+import { spawn } from 'node:child_process'
+import { readdirSync, readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
+import { describe, expect, test } from '@jest/globals'
+import { packageRoot } from '../lib/package.ts'
+
+const ops = join(packageRoot, 'native/ops')
+const tiles = join(packageRoot, 'native/machine/tile')
+const removable = /\b(sync_block|sync_warps|sync_warp|guard|grid_wait|copy_async_wait<.*>|copy_async_16)\(/
+
+interface Wound {
+  /** As in CRIA_SIMT: file:line. */
+  readonly site: string
+  readonly code: string
+  /** Test of the op that has it. */
+  readonly stem: string
+}
+
+/** The op whose test shows a site of a shared file. */
+const users: Record<string, string> = { 'reduce.h': 'rms_norm', 'arrive.h': 'linear' }
+
+function wounds(folder: string, name: string): Wound[] {
+  const lines = readFileSync(join(folder, name), 'utf8').split('\n')
+  return lines.flatMap((line, i) => {
+    const code = line.replace(/\/\/.*/, '').trim()
+    if (!removable.test(code) || code.startsWith('CRIA_DEVICE')) return []
+    return [{ site: `${name}:${i + 1}`, code, stem: users[name] ?? basename(name, '.cu') }]
+  })
+}
+const all = [
+  ...readdirSync(ops)
+    .filter(name => name.endsWith('.cu'))
+    .flatMap(name => wounds(ops, name)),
+  ...readdirSync(tiles).flatMap(name => wounds(tiles, name)),
+]
+
+/** Runs the emulated cases of an op with a wound, until the first failure; its exit code and what it printed. */
+function run(stem: string, settings: string): Promise<{ code: number | null; printed: string }> {
+  const args = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
+  const env = { ...process.env, CRIA_SIMT: settings }
+  const child = spawn(process.execPath, [...args, `test/ops/${stem}.test.ts`, '-t', ' on simt ', '--bail', '-i'], {
+    cwd: packageRoot,
+    env,
+  })
+  let printed = ''
+  for (const stream of [child.stdout, child.stderr]) {
+    stream.setEncoding('utf8').on('data', text => {
+      printed += text
+    })
+  }
+  return new Promise(resolve => child.on('close', code => resolve({ code, printed })))
+}
+
+describe('without', () => {
+  const stems = [...new Set(all.map(({ stem }) => stem))]
+  test.concurrent.each(stems)('anything missing, the tests of %s pass', async stem => {
+    const { code, printed } = await run(stem, '')
+    expect(printed).toMatch(/Tests: .*\d+ passed/)
+    expect({ code, printed: code === 0 ? '' : printed }).toEqual({ code: 0, printed: '' })
+    expect(all.length).toBeGreaterThan(20)
+  })
+
+  test.concurrent.each(all)('$site $code, a test fails', async ({ site, stem }) => {
+    const { code } = await run(stem, `wound=${site}`) // a write to anywhere may end the whole process
+    expect({ site, found: code !== 0 }).toEqual({ site, found: true })
+  })
+})
