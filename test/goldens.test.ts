@@ -89,12 +89,13 @@ function certain(golden: GoldenPrompt, rows: readonly Float32Array[]): boolean[]
   return rows.map((row, i) => golden.greedy_margin[i]! > 2 * golden.bf16_relative_error * largest(row))
 }
 
-/** jest's process.env is a copy; the addon reads the environment of the process, which a thread may share. */
-async function setInstructionSet(name: string): Promise<void> {
-  const set = name === '' ? 'delete process.env.CRIA_CPU' : `process.env.CRIA_CPU = '${name}'`
-  const worker = new Worker(set, { eval: true, env: SHARE_ENV })
+/** jest's process.env is a copy; the addon reads the environment of the process, which a thread may share. '': not set. */
+async function setVariable(name: string, value: string): Promise<void> {
+  const code = value === '' ? `delete process.env.${name}` : `process.env.${name} = '${value}'`
+  const worker = new Worker(code, { eval: true, env: SHARE_ENV })
   await new Promise(resolve => worker.on('exit', resolve))
 }
+const setInstructionSet = (name: string) => setVariable('CRIA_CPU', name)
 
 /** Why a set cannot run here; undefined when it can. */
 async function obstacle(name: string): Promise<string | undefined> {
@@ -116,6 +117,31 @@ afterAll(() => {
   process.stderr.write(`goldens, error / allowance:\n${measured.join('\n')}\n`)
 })
 
+/** Logits and greedy tokens of every prompt, generating at most `most` tokens freely. */
+async function staysWithinAllowance(llama: Llama, golden: Case, label: string, most = 1e9): Promise<void> {
+  const { vocab } = llama.config
+  const ratios: number[] = []
+  for (const [p, one] of golden.prompts.entries()) {
+    const actual = await llama.logits([...one.prompt, ...one.greedy.slice(0, -1)])
+    const error = relativeError(actual.subarray(0, one.prompt.length * vocab), golden.tensors.get(`prompt${p}.logits`)!)
+    ratios.push(error / one.bf16_relative_error)
+
+    const row = (i: number) => actual.subarray((one.prompt.length - 1 + i) * vocab).subarray(0, vocab)
+    const rows = one.greedy.map((_, i) => row(i))
+    const sure = certain(one, rows)
+    expect(sure.filter(Boolean).length).toBeGreaterThan(0)
+    const wrong = one.greedy.flatMap((id, i) => (sure[i] && argmax(rows[i]!) !== id ? [i] : []))
+    expect(wrong).toEqual([])
+
+    const maxTokens = Math.min(most, one.greedy.length)
+    const free = await llama.generate(one.prompt, { temperature: 0, ignoreEos: true, maxTokens })
+    const until = sure.includes(false) ? sure.indexOf(false) : sure.length
+    expect(free.tokens.slice(0, until)).toEqual(one.greedy.slice(0, Math.min(until, maxTokens)))
+  }
+  measured.push(`${label.padEnd(6)} ${golden.name.padEnd(26)} ${ratios.map(r => r.toFixed(3)).join(' ')}`)
+  expect(Math.max(...ratios)).toBeLessThanOrEqual(1)
+}
+
 for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
   const why = await obstacle(set)
   const group = why === undefined ? describe : describe.skip
@@ -126,26 +152,7 @@ for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
     test.each(cases)('$name in bf16: no further from float32 than transformers in bf16', async golden => {
       await using llama = await Llama.load(golden.folder, { device: 'cpu', threads: 1 })
       expect(llama.device).toContain(set)
-      const { vocab } = llama.config
-      const ratios: number[] = []
-      for (const [p, one] of golden.prompts.entries()) {
-        const actual = await llama.logits([...one.prompt, ...one.greedy.slice(0, -1)])
-        const error = relativeError(actual.subarray(0, one.prompt.length * vocab), golden.tensors.get(`prompt${p}.logits`)!)
-        ratios.push(error / one.bf16_relative_error)
-
-        const row = (i: number) => actual.subarray((one.prompt.length - 1 + i) * vocab).subarray(0, vocab)
-        const rows = one.greedy.map((_, i) => row(i))
-        const sure = certain(one, rows)
-        expect(sure.filter(Boolean).length).toBeGreaterThan(0)
-        const wrong = one.greedy.flatMap((id, i) => (sure[i] && argmax(rows[i]!) !== id ? [i] : []))
-        expect(wrong).toEqual([])
-
-        const free = await llama.generate(one.prompt, { temperature: 0, ignoreEos: true, maxTokens: one.greedy.length })
-        const until = sure.includes(false) ? sure.indexOf(false) : sure.length
-        expect(free.tokens.slice(0, until)).toEqual(one.greedy.slice(0, until))
-      }
-      measured.push(`${set.padEnd(6)} ${golden.name.padEnd(26)} ${ratios.map(r => r.toFixed(3)).join(' ')}`)
-      expect(Math.max(...ratios)).toBeLessThanOrEqual(1)
+      await staysWithinAllowance(llama, golden, set)
     })
 
     test.each(cases)('$name in f32: logits and all hidden states to 1e-5', async golden => {
@@ -164,6 +171,22 @@ for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
     })
   })
 }
+
+// The GPU's kernels through the whole engine, on emulated threads.
+describe.each(['copies=late,arch=90', 'copies=early,arch=80'])('simt, %s', settings => {
+  beforeAll(() => setVariable('CRIA_SIMT', settings))
+  afterAll(() => setVariable('CRIA_SIMT', ''))
+
+  test.each(cases)(
+    '$name: no further from float32 than transformers in bf16, and the same tokens',
+    async golden => {
+      await using llama = await Llama.load(golden.folder, { device: 'simt', contextLength: 192, maxSequences: 2 })
+      expect(llama.device).toContain(settings)
+      await staysWithinAllowance(llama, golden, 'simt', 12)
+    },
+    120_000,
+  )
+})
 
 /** Relative error of the embedding, of the residual stream after every layer, and of the final norm. */
 async function hiddenErrors(golden: Case, prompt: readonly number[], expected: Float32Array): Promise<number[]> {

@@ -12,7 +12,11 @@
 #include <ucontext.h>
 #endif
 #ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/asan_interface.h>
 #include <sanitizer/common_interface_defs.h>
+#define CRIA_FORGET_FRAMES(stack, bytes) ASAN_UNPOISON_MEMORY_REGION(stack, bytes)  // of fibers that never returned
+#else
+#define CRIA_FORGET_FRAMES(stack, bytes)
 #endif
 
 namespace cria::simt {
@@ -29,6 +33,7 @@ Stacks::~Stacks() {
   while (chunks_) {
     Chunk* c = chunks_;
     chunks_ = c->next;
+    CRIA_FORGET_FRAMES(c->memory, kStacksPerChunk * kBytes);
     munmap(c->memory, kStacksPerChunk * kBytes);
     delete c;
   }
@@ -141,6 +146,7 @@ cria_begin:
 extern "C" void cria_begin();
 
 void Fiber::start(void* stack, void (*body)(void*), void* arg) {
+  CRIA_FORGET_FRAMES(stack, Stacks::kBytes);
   stack_ = stack;
   body_ = body;
   arg_ = arg;
@@ -169,6 +175,7 @@ struct Contexts {
 void trampoline(unsigned low, unsigned high) { fiber_entry(reinterpret_cast<Fiber*>(uintptr_t{high} << 32 | low)); }
 }  // namespace
 void Fiber::start(void* stack, void (*body)(void*), void* arg) {
+  CRIA_FORGET_FRAMES(stack, Stacks::kBytes);
   stack_ = stack;
   body_ = body;
   arg_ = arg;

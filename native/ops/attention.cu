@@ -1,11 +1,10 @@
 // attention.cu - one order of arithmetic for decode and prefill, on mma.sync.
 //
 // A tile is up to 64 packed rows, (token, query head of a group) pairs of one sequence and key/value head. Its keys
-// come in blocks of 64 from key 0 on: scores, a softmax in base 2 whose weights and their sum go through the same MMA
-// as the values, a weight as the sum of two bf16. Every 256 keys, a split, it begins anew; splits are merged in their
-// order. One warp has 16 rows; where a tile has no more, its four warps divide the scores by keys and the output by
-// columns. The splits of a sequence with one row go to different blocks, and the last of them merges. None of this
-// changes a bit of a row: to it, keys that it does not see are weights of 0.
+// come in blocks of 64 from key 0: scores, a softmax in base 2, its weights (as the sum of two bf16) times values and
+// ones. Every 256 keys, a split, it begins anew; splits are merged in their order. A warp has 16 rows; where a tile has
+// no more, its four warps divide the scores by keys and the output by columns. The splits of a sequence with one row go
+// to different blocks, and the last of them merges. To a row, keys that it does not see are weights of 0.
 #include "../machine/gpu.h"
 #include "../machine/ptx/cp_async.h"
 #include "../machine/ptx/grid.h"
@@ -109,16 +108,11 @@ struct Dealer {
 };
 
 // Keys or values of a block, [kBlock, dim]: where 16 bytes lie, so that 8 rows of a column have different banks.
-template <int dim>
-CRIA_DEVICE constexpr int swizzled(int row, int chunk) {
-  return row * dim + (chunk ^ row % 8) * 8;
-}
-template <int dim>
-constexpr size_t kCache = size_t{4} * kBlock * dim * sizeof(bf16);  // [2][keys, values][kBlock, dim]
-template <int dim>
-constexpr size_t kMerged = size_t{dim} / 2 * kThreads * sizeof(float);  // [dim / 2][kThreads]
-template <int dim>
-constexpr size_t kShared = kCache<dim> + kMerged<dim> + 16;
+constexpr int swizzled(int dim, int row, int chunk) { return (row * dim + chunk * 8) ^ (row % 8 * 8); }
+// Shared memory, in bytes: [2][keys, values][kBlock, dim], then [dim / 2][kThreads], then a flag.
+constexpr size_t cache_bytes(int dim) { return size_t(4 * kBlock * dim) * sizeof(bf16); }
+constexpr size_t merged_bytes(int dim) { return size_t(dim / 2 * kThreads) * sizeof(float); }
+constexpr size_t shared_bytes(int dim) { return cache_bytes(dim) + merged_bytes(dim) + 16; }
 
 // One block of keys and values on its way to shared memory. Keys that nobody sees stay what they were, their values are
 // 0; a key without a page is NaN.
@@ -127,32 +121,35 @@ CRIA_DEVICE void load_block(bf16* to, const Arguments& op, const Unit& unit, int
   constexpr int kChunks = dim / 8, kStep = kThreads / kChunks, kEach = kBlock / kStep;
   const int chunk = int(threadIdx.x) % kChunks, first = int(threadIdx.x) / kChunks;
   const int32_t* table = op.page_table + int64_t{unit.seq} * op.max_pages;
-  int page[kEach];
-  for (int i = 0; i < kEach; i++) {
-    const int p = (begin + first + i * kStep) / op.page_size;
-    page[i] = begin + first + i * kStep < visible && p < op.max_pages ? table[p] : -1;
-  }
-  for (int i = 0; i < kEach; i++) {
-    const int row = first + i * kStep, key = begin + row, at = swizzled<dim>(row, chunk);
-    const bool exists = page[i] >= 0 && page[i] < op.pages;
-    const int64_t head = int64_t{exists ? page[i] : 0} * op.kv_heads + unit.head;
-    const int64_t from = (head * op.page_size + key % op.page_size) * dim + chunk * 8;
-    if (guard(exists))
-      copy_async_16(to + at, op.k + from, true);
-    else
-      store(to + at, Pack<uint32_t, 4>{{kAllLanes, kAllLanes, kAllLanes, kAllLanes}});
-    copy_async_16(to + kBlock * dim + at, op.v + from, exists);
+  constexpr int kAtOnce = 4;  // pages are looked up together: one wait for memory
+  for (int i = 0; i < kEach; i += kAtOnce) {
+    int page[kAtOnce];
+    for (int j = 0; j < kAtOnce; j++) {
+      const int key = begin + first + (i + j) * kStep, p = key / op.page_size;
+      page[j] = key < visible && p < op.max_pages ? table[p] : -1;
+    }
+    for (int j = 0; j < kAtOnce; j++) {
+      const int row = first + (i + j) * kStep, at = swizzled(dim, row, chunk);
+      const bool exists = page[j] >= 0 && page[j] < op.pages;
+      const int64_t head = int64_t{exists ? page[j] : 0} * op.kv_heads + unit.head;
+      const int64_t from = (head * op.page_size + (begin + row) % op.page_size) * dim + chunk * 8;
+      const bool whole = guard(exists);
+      if (!whole) store(to + at, Pack<uint32_t, 4>{{kAllLanes, kAllLanes, kAllLanes, kAllLanes}});
+      for (int values = whole ? 0 : 1; values < 2; values++)
+        copy_async_16(to + values * kBlock * dim + at, (values ? op.v : op.k) + from, exists);
+    }
   }
   copy_async_commit();
 }
 
-CRIA_DEVICE float lowest() { return -__builtin_inff(); }
+constexpr float kLowest = -__builtin_inff();
+constexpr uint32_t kOnes = 0x3f803f80;  // two bf16
 
 // How the sums over two sets of keys become one: highest scores a and b, factors of the sums.
 struct Merge {
   float highest, of_a, of_b;
   CRIA_DEVICE Merge(float a, float b) : highest(a > b ? a : b) {
-    const float base = highest == lowest() ? 0.0f : highest;
+    const float base = highest == kLowest ? 0.0f : highest;
     of_a = exp2_fast(a - base);
     of_b = exp2_fast(b - base);
   }
@@ -169,9 +166,10 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
   const int first_row = team == 1 ? warp * 16 : 0, first_tile = team == 1 ? 0 : warp * kTiles;
   const int first_column = team == 1 ? 0 : warp * kColumns * 8;
   bf16* const cache = reinterpret_cast<bf16*>(shared);
-  float* const merged = reinterpret_cast<float*>(shared + kCache<dim>) + threadIdx.x;
-  float* const exchange = reinterpret_cast<float*>(shared + kCache<dim> + kMerged<dim> / 2);  // [kBlock / 8, 32, 4]
-  uint32_t* const flag = reinterpret_cast<uint32_t*>(shared + kCache<dim> + kMerged<dim>);
+  float* const merged = reinterpret_cast<float*>(shared + cache_bytes(dim)) + threadIdx.x;
+  float* const exchange =
+      reinterpret_cast<float*>(shared + cache_bytes(dim) + merged_bytes(dim) / 2);  // [kBlock / 8, 32, 4]
+  uint32_t* const flag = reinterpret_cast<uint32_t*>(shared + cache_bytes(dim) + merged_bytes(dim));
 
   // Rows after the last repeat it, and are not written.
   const auto packed = [&](int row) { return unit.tile * kRows + (row < rows ? row : rows - 1); };
@@ -190,12 +188,11 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
   const int most = visible_to(rows - 1), here = first_row < rows ? visible_to(first_row + 15) : 0;
   const int begin = unit.split * kSplit, end = unit.slot < 0 || most < begin + kSplit ? most : begin + kSplit;
 
-  float acc[kColumns][4] = {}, sum[4] = {}, highest[2] = {lowest(), lowest()};
+  float acc[kColumns][4] = {}, sum[4] = {}, highest[2] = {kLowest, kLowest};
   float sum_before[2], highest_before[2];
   if (begin < end) load_block<dim>(cache, op, unit, begin, most);
   for (int block = begin; block < end; block += kBlock) {
-    const bf16* const keys = cache + block / kBlock % 2 * 2 * kBlock * dim;
-    const bf16* const values = keys + kBlock * dim;
+    const int keys = block / kBlock % 2 * 2 * kBlock, values = keys + kBlock;  // their rows in the cache
     copy_async_wait<0>();
     sync_block();
     if (block + kBlock < end)
@@ -206,8 +203,8 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       for (int c = 0; c < dim / 16; c++)
         for (int n = 0; n < kTiles; n += 2) {
           uint32_t b[4];
-          const int row = (first_tile + n) * 8 + lane / 16 * 8 + lane % 8;
-          ldmatrix(b, keys + swizzled<dim>(row, c * 2 + lane / 8 % 2));
+          const int row = keys + (first_tile + n) * 8 + lane / 16 * 8 + lane % 8;
+          ldmatrix(b, cache + swizzled(dim, row, c * 2 + lane / 8 % 2));
           mma_16x8x16(score[n], query[c], {b[0], b[1]});
           mma_16x8x16(score[n + 1], query[c], {b[2], b[3]});
         }
@@ -227,12 +224,12 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       for (int n = 0; n < kBlock / 8; n++)
         for (int i = 0; i < 4; i++) {
           const bool sees = guard(block + n * 8 + 2 * t + i % 2 < visible[i / 2]);
-          score[n][i] = sees ? fused(score[n][i], op.scale, 0.0f) : lowest();
+          score[n][i] = sees ? fused(score[n][i], op.scale, 0.0f) : kLowest;
           top[i / 2] = Max{}(score[n][i], top[i / 2]);
         }
       for (int i = 0; i < 2; i++) {
         top[i] = reduce_warp(top[i], Max{}, 4);
-        const float base = top[i] == lowest() ? 0.0f : top[i], factor = exp2_fast(highest[i] - base);
+        const float base = top[i] == kLowest ? 0.0f : top[i], factor = exp2_fast(highest[i] - base);
         highest[i] = top[i];
         for (int n = 0; n < kBlock / 8; n++)
           for (int j = 0; j < 2; j++) score[n][2 * i + j] = exp2_fast(score[n][2 * i + j] - base);
@@ -250,13 +247,12 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
           high[i] = pair_of(x, y);
           low[i] = pair_of(bf16(a - float(x)), bf16(b - float(y)));
         }
-        constexpr uint32_t kOnes = 0x3f803f80;
         mma_16x8x16(sum, high, {kOnes, kOnes});
         mma_16x8x16(sum, low, {kOnes, kOnes});
         for (int n = 0; n < kColumns; n += 2) {
           uint32_t b[4];
-          const int row = c * 16 + lane / 8 % 2 * 8 + lane % 8;
-          ldmatrix<true>(b, values + swizzled<dim>(row, first_column / 8 + n + lane / 16));
+          const int row = values + c * 16 + lane / 8 % 2 * 8 + lane % 8;
+          ldmatrix<true>(b, cache + swizzled(dim, row, first_column / 8 + n + lane / 16));
           mma_16x8x16(acc[n], high, {b[0], b[1]});
           mma_16x8x16(acc[n], low, {b[0], b[1]});
           mma_16x8x16(acc[n + 1], high, {b[2], b[3]});
@@ -279,7 +275,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
     for (int i = 0; i < 2; i++) {
       highest_before[i] = highest[i];
       sum_before[i] = sum[2 * i];
-      highest[i] = lowest();
+      highest[i] = kLowest;
     }
     for (int i = 0; i < 4; i++) {
       sum[i] = 0;
@@ -311,7 +307,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       const int row = g + 8 * i < rows ? g + 8 * i : rows - 1;
       for (int split = 0; split < seq.splits; split++) {
         const auto other = load<Pack<float, 2>>(total(split, row));
-        const Merge merge(split == 0 ? lowest() : highest[i], other.at[0]);
+        const Merge merge(split == 0 ? kLowest : highest[i], other.at[0]);
         highest[i] = merge.highest;
         sum[2 * i] = merge(split == 0 ? 0.0f : sum[2 * i], other.at[1]);
         for (int n = 0; n < kColumns; n++) {
@@ -374,7 +370,6 @@ void supports(const Attention& op) {
 }
 
 void run(const Attention& op, const Gpu& gpu) {
-  supports(op);
   const int64_t dim = op.head_dim(), group = op.heads() / op.kv_heads(), seqs = op.kvLength.dims[0];
   const Arguments arguments{op.y.as<bf16>(),
                             op.q.as<const bf16>(),
@@ -397,12 +392,9 @@ void run(const Attention& op, const Gpu& gpu) {
   const int64_t most = op.kv_heads() * (op.q.dims[0] * group / kRows + seqs * (1 + splits_of(op)));
   const int64_t blocks = int64_t{2} * gpu.chip->sms;
   const dim3 grid(unsigned(most < blocks ? most : blocks));
-  if (dim == 64)
-    launch(attention_kernel<64>, Attention::name, Shape{grid, dim3(kThreads), kShared<64>, 1, gpu.dependent()}, gpu.stream, arguments,
-           live_of(op.q));
-  else
-    launch(attention_kernel<128>, Attention::name, Shape{grid, dim3(kThreads), kShared<128>, 1, gpu.dependent()}, gpu.stream, arguments,
-           live_of(op.q));
+  const auto kernel = dim == 64 ? attention_kernel<64> : attention_kernel<128>;
+  const Shape shape{grid, dim3(kThreads), shared_bytes(int(dim)), 1, gpu.dependent()};
+  launch(kernel, Attention::name, shape, gpu.stream, arguments, live_of(op.q));
 }
 
 }  // namespace cria::CRIA_MACHINE

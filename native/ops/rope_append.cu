@@ -24,8 +24,7 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(Rope op, Live liv
   const auto position = float(op.positions[row]);
   for (int64_t i = threadIdx.x; i < half; i += kThreads) {
     const float angle = position * op.inv_freq[i];
-    angles[i] = cosf(angle);
-    angles[half + i] = sinf(angle);
+    sincosf(angle, angles + half + i, angles + i);
   }
   sync_block();
 

@@ -1,4 +1,4 @@
-// ptx/grid.h - between kernels and between blocks: programmatic dependent launch, fences and counters in device memory.
+// ptx/grid.h - between kernels and between blocks: programmatic dependent launch, counters in device memory.
 #pragma once
 #include "../simt.h"
 
@@ -26,13 +26,6 @@ CRIA_DEVICE void grid_wait(CRIA_AT_FIRST) {
 CRIA_DEVICE void grid_launch_dependents() {
 #if defined(CRIA_ON_GPU) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
-#endif
-}
-
-// What this thread wrote before can be seen by all of the device before what it writes after.
-CRIA_DEVICE void fence_device() {
-#ifdef CRIA_ON_GPU
-  __threadfence();
 #endif
 }
 
