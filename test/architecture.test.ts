@@ -29,7 +29,7 @@ describe('native', () => {
     ops: ['core'],
     devices: ['core', 'machine', 'ops'],
     binding: ['core', 'ops', 'devices'],
-    tools: ['core'],
+    tools: ['core', 'machine'],
   }
 
   test.each(native.map(source => [source.path, source] as const))('%s includes only what is below it', (path, { text }) => {

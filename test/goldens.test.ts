@@ -8,7 +8,7 @@ import type { DeviceTensor, KvLayer, Recorder } from '../binding.d.ts'
 import { readConfig } from '../lib/config.ts'
 import { logits as forward } from '../lib/forward.ts'
 import { Llama } from '../lib/llama.ts'
-import { open } from '../lib/native.ts'
+import { devices, open } from '../lib/native.ts'
 import { StepBuffers } from '../lib/step.ts'
 import { loadModel } from '../lib/weights.ts'
 
@@ -172,17 +172,41 @@ for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
   })
 }
 
-// The GPU's kernels through the whole engine, on emulated threads.
-describe.each(['copies=late,arch=90', 'copies=early,arch=80'])('simt, %s', settings => {
+// The GPU's kernels through the whole engine, on emulated threads and on every GPU that is there.
+const gpus = devices().filter(({ device, available }) => device.startsWith('cuda:') && available)
+describe.each([
+  { device: 'simt', settings: 'copies=late,arch=90', most: 12 },
+  { device: 'simt', settings: 'copies=early,arch=80', most: 12 },
+  ...gpus.map(({ device }) => ({ device, settings: '', most: 1e9 })),
+])('$device $settings', ({ device, settings, most }) => {
   beforeAll(() => setVariable('CRIA_SIMT', settings))
   afterAll(() => setVariable('CRIA_SIMT', ''))
 
   test.each(cases)(
     '$name: no further from float32 than transformers in bf16, and the same tokens',
     async golden => {
-      await using llama = await Llama.load(golden.folder, { device: 'simt', contextLength: 192, maxSequences: 2 })
+      await using llama = await Llama.load(golden.folder, { device, contextLength: 192, maxSequences: 2 })
       expect(llama.device).toContain(settings)
-      await staysWithinAllowance(llama, golden, 'simt', 12)
+      await staysWithinAllowance(llama, golden, device, most)
+    },
+    120_000,
+  )
+
+  // On emulated threads for one model only: each page size takes seconds.
+  test.each(device === 'simt' ? cases.slice(1, 2) : cases)(
+    '$name: the same bits in any page size and batch',
+    async golden => {
+      const prompts = golden.prompts.map(one => one.prompt)
+      const options = { temperature: 0, ignoreEos: true, maxTokens: 4 }
+      let expected: unknown
+      for (const pageSize of [16, 1, 5]) {
+        await using llama = await Llama.load(golden.folder, { device, pageSize, contextLength: 192, maxSequences: 8 })
+        const alone = []
+        for (const prompt of prompts) alone.push(await llama.generate(prompt, options))
+        expected ??= alone
+        expect(alone).toEqual(expected)
+        expect(await Promise.all(prompts.map(prompt => llama.generate(prompt, options)))).toEqual(alone)
+      }
     },
     120_000,
   )
