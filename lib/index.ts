@@ -9,6 +9,7 @@ export {
   type SamplingDefaults,
 } from './config.ts'
 export { Detokenizer } from './detokenizer.ts'
+export { type DeviceDiagnosis, type Diagnosis, diagnose, type OpCheck } from './doctor.ts'
 export type { EngineStats } from './engine.ts'
 export { ClosedError, CriaError, DeviceError, InputError, ModelError, NumericError } from './errors.ts'
 export type { Completion, Generation, Piece, Usage } from './generation.ts'

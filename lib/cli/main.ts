@@ -5,6 +5,7 @@ import { Command, CommanderError } from 'commander'
 import { version } from '../package.ts'
 import { addChat } from './chat.ts'
 import { addDemo } from './demo.ts'
+import { addDoctor } from './doctor.ts'
 import { addGenerate } from './generate.ts'
 import { addInspect } from './inspect.ts'
 import { Stop } from './stop.ts'
@@ -18,6 +19,7 @@ Examples:
   $ cria chat ./Meta-Llama-3-8B-Instruct             talk to a model
   $ cria generate demo 'The old house stood'         continue a text
   $ cria inspect llama3-8b                           what a model weighs and computes
+  $ cria doctor                                      what this machine has, and whether it computes right
 
 Exit codes: 0 done, 1 an error, 2 wrong usage, 130 ended by Ctrl-C.
 Environment: CRIA_DEVICE (what 'auto' means), CRIA_CPU (scalar, avx2, avx512 or avx512bf16), CRIA_DEBUG=1 (errors
@@ -36,6 +38,7 @@ addDemo(program, stop)
 addChat(program, stop)
 addGenerate(program, stop)
 addInspect(program)
+addDoctor(program)
 
 /** Says what went wrong, in one line, and returns the exit code. */
 function report(error: unknown): number {
