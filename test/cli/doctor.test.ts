@@ -1,5 +1,15 @@
+import { readFileSync } from 'node:fs'
+import { basename, join } from 'node:path'
 import { expect, test } from '@jest/globals'
+import { packageRoot } from '../../lib/package.ts'
 import { cria } from './cria.ts'
+
+/** CRIA_SIMT that takes the first call of this kind in a file away. */
+function without(call: string, file: string): NodeJS.ProcessEnv {
+  const lines = readFileSync(join(packageRoot, 'native', file), 'utf8').split('\n')
+  const at = lines.findIndex(line => line.trim().startsWith(call))
+  return { CRIA_SIMT: `wound=${basename(file)}:${at + 1}` }
+}
 
 test('says what there is, why a device is not used, and that the CPU computes right', async () => {
   const { code, stdout, stderr } = await cria(['doctor'])
@@ -31,12 +41,12 @@ test('--simt --json: the kernels of the GPU, on emulated threads', async () => {
 
 test('a device that computes wrong, or fails, is told and is an error', async () => {
   // Without its barrier, a block adds up sums that are not there yet.
-  const wounded = await cria(['doctor', '--simt'], '', { CRIA_SIMT: 'wound=reduce.h:23' })
+  const wounded = await cria(['doctor', '--simt'], '', without('sync_block(', 'machine/tile/reduce.h'))
   expect(wounded.stdout).toMatch(/^simt .*\n {2}self-test failed: 10 operations/m)
   expect(wounded.stdout).toMatch(/^ {4}rmsNorm: (Infinity|\d+\.\d\d)%, expected at most 2%$/m)
   expect(wounded.code).toBe(1)
 
-  const failing = await cria(['doctor', '--simt'], '', { CRIA_SIMT: 'wound=embed.cu:15' })
+  const failing = await cria(['doctor', '--simt'], '', without('grid_wait(', 'ops/embed.cu'))
   expect(failing.stdout).toMatch(/self-test failed: embed, .* has ended without grid_wait\(\) .*; CRIA_SIMT=/)
   expect(failing.code).toBe(1)
 })
