@@ -5,6 +5,7 @@
 
 #include "../machine/ptx/cp_async.h"
 #include "../machine/ptx/grid.h"
+#include "../machine/ptx/mbarrier.h"
 #include "../machine/ptx/mma.h"
 #include "../machine/ptx/warp.h"
 #include "../machine/tile/arrive.h"
@@ -117,7 +118,49 @@ void arrivals(uint32_t* counter, int* sum, int* parts) {
   sum[threadIdx.x] = s;
 }
 
+// A producer warp fills two places in turn, a consumer warp reads them: full and empty barriers.
+void pipeline(int* sum, const int* in, int steps) {
+  CRIA_SHARED(int, shared);  // [2][64]
+  auto* const full = reinterpret_cast<uint64_t*>(shared + 128);
+  auto* const empty = full + 2;
+  if (threadIdx.x == 0)
+    for (int i = 0; i < 2; i++) {
+      mbarrier_init(full + i, 1);
+      mbarrier_init(empty + i, 32);
+    }
+  sync_block();
+  if (threadIdx.x < 32) {
+    if (threadIdx.x == 0)
+      for (int s = 0; s < steps; s++) {
+        if (s >= 2) mbarrier_wait(empty + s % 2, uint32_t(s / 2 - 1) % 2);
+        mbarrier_arrive(full + s % 2, 256);
+        bulk_copy(shared + s % 2 * 64, in + s * 64, 256, full + s % 2);
+      }
+  } else {
+    int mine = 0;
+    for (int s = 0; s < steps; s++) {
+      mbarrier_wait(full + s % 2, uint32_t(s / 2) % 2);
+      mine += shared[s % 2 * 64 + int(threadIdx.x) - 32] + shared[s % 2 * 64 + int(threadIdx.x)];
+      mbarrier_arrive(empty + s % 2);
+    }
+    sum[threadIdx.x - 32] = mine;
+  }
+}
+
 // --- Misuse
+
+void fresh_mbarrier() {
+  CRIA_SHARED(uint64_t, barrier);
+  mbarrier_arrive(barrier);
+}
+void copy_in_flight(const int* in) {
+  CRIA_SHARED(uint64_t, barrier);
+  if (threadIdx.x == 0) {
+    mbarrier_init(barrier, 1);
+    mbarrier_arrive(barrier, 16);
+    bulk_copy(barrier + 2, in, 16, barrier);
+  }
+}
 
 void different_barriers() {
   if (threadIdx.x < 32)
@@ -265,6 +308,20 @@ int check() {
       &counter, sum.data(), parts.data());
   in_order();
 
+  std::vector<int> totals(32);
+  expect(
+      "bulk copies through two places, full and empty", pipeline, Shape{dim3(3), dim3(64), 1024},
+      [&] {
+        for (int l = 0; l < 32; l++) {
+          int expected = 0;
+          for (int s = 0; s < 4; s++) expected += in[s * 64 + l] + in[s * 64 + 32 + l];
+          if (totals[size_t(l)] != expected) return false;
+        }
+        std::fill(totals.begin(), totals.end(), 0);
+        return true;
+      },
+      totals.data(), static_cast<const int*>(in), 4);
+
   const Shape two_warps{dim3(2), dim3(64), 96};
   refuse("different barriers", different_barriers, two_warps, "other threads of the block wait at another barrier");
   refuse("a thread that never arrives", missing_thread, two_warps, "nobody can go on");
@@ -272,6 +329,8 @@ int check() {
   refuse("lanes at different instructions", divided_warp, two_warps, "while other lanes of its mask are at");
   refuse("an unaligned row", unaligned_row, two_warps, "not a multiple of 16");
   refuse("a copy that nobody waits for", forgotten_copy, two_warps, "never waited for", static_cast<const int*>(in));
+  refuse("an mbarrier that nobody made", fresh_mbarrier, two_warps, "was not initialised");
+  refuse("a bulk copy that nobody waits for", copy_in_flight, two_warps, "in flight", static_cast<const int*>(in));
   refuse("a write behind shared memory", beyond_shared, Shape{dim3(1), dim3(4), 100}, "outside of its 100 bytes");
   two_launches();
   return good ? 0 : 1;
