@@ -7,6 +7,7 @@
 #include "../machine/ptx/grid.h"
 #include "../machine/ptx/mbarrier.h"
 #include "../machine/ptx/mma.h"
+#include "../machine/ptx/tensor_copy.h"
 #include "../machine/ptx/warp.h"
 #include "../machine/tile/arrive.h"
 #include "../machine/tile/reduce.h"
@@ -144,6 +145,26 @@ void pipeline(int* sum, const int* in, int steps) {
       mbarrier_arrive(empty + s % 2);
     }
     sum[threadIdx.x - 32] = mine;
+  }
+}
+
+// Boxes of 16 rows, across the end of the matrix; out [box][16][64] with the swizzle undone.
+void boxes(bf16* out, TensorMap map) {
+  CRIA_SHARED(bf16, shared);  // [16][64], then the barrier
+  auto* const barrier = reinterpret_cast<uint64_t*>(shared + 1024);
+  if (threadIdx.x == 0) mbarrier_init(barrier, 1);
+  sync_block();
+  for (int i = 0; i < 2; i++) {
+    if (threadIdx.x == 0) {
+      mbarrier_arrive(barrier, 2048);
+      tensor_copy(shared, &map, i * 64, i * 16, barrier);
+    }
+    mbarrier_wait(barrier, uint32_t(i));
+    for (unsigned at = threadIdx.x; at < 1024; at += 32) {
+      const unsigned row = at / 64, column = at % 64;
+      out[unsigned(i) * 1024 + at] = shared[row * 64 + (column / 8 ^ row % 8) * 8 + column % 8];
+    }
+    sync_warp();
   }
 }
 
@@ -321,6 +342,20 @@ int check() {
         return true;
       },
       totals.data(), static_cast<const int*>(in), 4);
+
+  std::vector<bf16> matrix(20 * 72), boxed(2048);
+  for (size_t i = 0; i < matrix.size(); i++) matrix[i] = bf16(float(i % 251));
+  expect(
+      "boxes of a matrix, swizzled, zero outside", boxes, Shape{dim3(1), dim3(32), 2056},
+      [&] {
+        for (unsigned i = 0; i < 2048; i++) {
+          const unsigned row = i / 1024 * 16 + i % 1024 / 64, column = i / 1024 * 64 + i % 64;
+          const bool inside = row < 20 && column < 72;
+          if (float(boxed[i]) != (inside ? float(matrix[row * 72 + column]) : 0.0f)) return false;
+        }
+        return true;
+      },
+      boxed.data(), tensor_map(matrix.data(), 20, 72, 16));
 
   const Shape two_warps{dim3(2), dim3(64), 96};
   refuse("different barriers", different_barriers, two_warps, "other threads of the block wait at another barrier");
