@@ -162,8 +162,8 @@ void Machine::start(Block& b, Launch& launch, uint64_t index) {
   b.live = unsigned(count);
   b.memory.assign(launch.shared + 2 * kCanary + 1024, kCanaryByte);
   // Aligned as the hardware does it: to 1024 bytes, which swizzled tiles rely on.
-  const auto at = (reinterpret_cast<uintptr_t>(b.memory.data()) + kCanary + 1023) / 1024 * 1024;
-  b.shared = reinterpret_cast<unsigned char*>(at);
+  b.shared = b.memory.data() + kCanary;
+  b.shared += (1024 - reinterpret_cast<uintptr_t>(b.shared) % 1024) % 1024;
   std::memset(b.shared, kPoison, launch.shared);
   b.async.clear();
   b.flights.clear();

@@ -20,12 +20,14 @@
 #include "../core/error.h"
 #include "fiber.h"
 
+// NOLINTBEGIN(bugprone-reserved-identifier): CUDA's words
 #define __global__
 #define __device__
 #define __host__
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
 #define __grid_constant__
+// NOLINTEND(bugprone-reserved-identifier)
 
 struct dim3 {
   unsigned x, y, z;

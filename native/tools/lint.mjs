@@ -9,7 +9,7 @@ if (!tidy) {
   process.exit(1)
 }
 const database = JSON.parse(readFileSync(join('build', 'compile_commands.json'), 'utf8'))
-const folders = ['core', 'devices', 'binding', 'ops'].map(name => join('native', name))
+const folders = ['core', 'machine', 'devices', 'binding', 'ops'].map(name => join('native', name))
 const files = folders.flatMap(folder =>
   readdirSync(folder)
     .filter(name => name.endsWith('.cc'))
