@@ -174,7 +174,7 @@ void fresh_mbarrier() {
   CRIA_SHARED(uint64_t, barrier);
   mbarrier_arrive(barrier);
 }
-void copy_in_flight(const int* in) {
+void abandoned_copy(const int* in) {
   CRIA_SHARED(uint64_t, barrier);
   if (threadIdx.x == 0) {
     mbarrier_init(barrier, 1);
@@ -365,7 +365,7 @@ int check() {
   refuse("an unaligned row", unaligned_row, two_warps, "not a multiple of 16");
   refuse("a copy that nobody waits for", forgotten_copy, two_warps, "never waited for", static_cast<const int*>(in));
   refuse("an mbarrier that nobody made", fresh_mbarrier, two_warps, "was not initialised");
-  refuse("a bulk copy that nobody waits for", copy_in_flight, two_warps, "in flight", static_cast<const int*>(in));
+  refuse("a bulk copy that nobody waits for", abandoned_copy, two_warps, "in flight", static_cast<const int*>(in));
   refuse("a write behind shared memory", beyond_shared, Shape{dim3(1), dim3(4), 100}, "outside of its 100 bytes");
   two_launches();
   return good ? 0 : 1;

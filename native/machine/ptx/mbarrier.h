@@ -32,6 +32,23 @@ struct MbarrierState {
 };
 static_assert(sizeof(MbarrierState) == 8);
 
+// An asynchronous copy to shared memory: it lands now, or when somebody waits for it. Undefined until then.
+template <class Fill>
+void copy_in_flight(void* shared, uint32_t bytes, uint64_t* barrier, Site site, Fill fill) {
+  MbarrierState::of(barrier, site);
+  std::memset(shared, 0xff, bytes);
+  const auto land = [=] {
+    fill();
+    MbarrierState s = MbarrierState::of(barrier, site);
+    s.bytes -= int32_t(bytes);
+    s.keep(barrier);
+  };
+  if (machine->options().late)
+    block().flights.push_back({barrier, bytes, land});
+  else
+    land();
+}
+
 struct MbarrierWait {
   uint64_t* barrier;
   uint32_t parity;
@@ -119,18 +136,7 @@ CRIA_DEVICE void bulk_copy(void* shared, const void* from, uint32_t bytes, uint6
 #else
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(from) % 16 || bytes % 16)
     misuse("cp.async.bulk: an address or the size is not a multiple of 16", site);
-  MbarrierState::of(barrier, site);
-  std::memset(shared, 0xff, bytes);  // undefined until it has landed
-  const auto land = [=] {
-    std::memcpy(shared, from, bytes);
-    MbarrierState s = MbarrierState::of(barrier, site);
-    s.bytes -= int32_t(bytes);
-    s.keep(barrier);
-  };
-  if (machine->options().late)
-    block().flights.push_back({barrier, bytes, land});
-  else
-    land();
+  copy_in_flight(shared, bytes, barrier, site, [=] { std::memcpy(shared, from, bytes); });
 #endif
 }
 

@@ -57,26 +57,17 @@ CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, int column, int
 #else
   if (reinterpret_cast<uintptr_t>(shared) % 1024)
     misuse("a tensor copy to an address that is not a multiple of 1024", site);
-  MbarrierState::of(barrier, site);
   const TensorMap from = *map;
   const auto bytes = uint32_t(from.box_rows * kBoxColumns) * uint32_t(sizeof(bf16));
   auto* const to = static_cast<bf16*>(shared);
-  std::memset(shared, 0xff, bytes);  // undefined until it has landed
-  const auto land = [=] {
+  copy_in_flight(shared, bytes, barrier, site, [=] {
     for (int r = 0; r < from.box_rows; r++)
       for (int c = 0; c < kBoxColumns; c++) {
         const int64_t y = int64_t{row} + r, x = int64_t{column} + c;
         const bool inside = y >= 0 && y < from.rows && x >= 0 && x < from.cols;
         to[r * kBoxColumns + ((c / 8) ^ (r % 8)) * 8 + c % 8] = inside ? from.data[y * from.cols + x] : bf16(0.0f);
       }
-    MbarrierState s = MbarrierState::of(barrier, site);
-    s.bytes -= int32_t(bytes);
-    s.keep(barrier);
-  };
-  if (machine->options().late)
-    block().flights.push_back({barrier, bytes, land});
-  else
-    land();
+  });
 #endif
 }
 
