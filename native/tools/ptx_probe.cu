@@ -8,6 +8,7 @@
 #include "../machine/ptx/mma.h"
 #include "../machine/ptx/tensor_copy.h"
 #include "../machine/ptx/warp.h"
+#include "../machine/ptx/wgmma.h"
 #include "../machine/tile/arrive.h"
 #include "ptx_probe.h"
 
@@ -156,29 +157,81 @@ __global__ void bulk(const uint32_t* in, uint32_t* out) {
 #endif
 }
 
-// at [blocks][column, row]; out: the box as it lies in shared memory
+// at [blocks][rank]; out: the box as it lies in shared memory
+template <int rank>
 __global__ void box(uint32_t* out, const int32_t* at, int words, const __grid_constant__ TensorMap map) {
 #ifdef PROBE_SM90
   CRIA_SHARED(uint32_t, shared);
   auto* const barrier = reinterpret_cast<uint64_t*>(shared + words);
-  if (threadIdx.x == 0) mbarrier_init(barrier, 1);
+  if (threadIdx.x == 0) {
+    prefetch_map(&map);
+    mbarrier_init(barrier, 1);
+  }
   sync_block();
   if (threadIdx.x == 0) {
+    int first[rank];
+    for (unsigned i = 0; i < rank; i++) first[i] = at[rank * blockIdx.x + i];
     mbarrier_arrive(barrier, uint32_t(words) * 4);
-    tensor_copy(shared, &map, at[2 * blockIdx.x], at[2 * blockIdx.x + 1], barrier);
+    tensor_copy(shared, &map, first, barrier, cache_policy(blockIdx.x % 2 ? Evict::first : Evict::last));
   }
   mbarrier_wait(barrier, 0);
   for (int i = int(threadIdx.x); i < words; i += 64) out[int(blockIdx.x) * words + i] = shared[i];
 #endif
 }
-// Numbers: rows, columns, rows of a box. Input: the matrix, then where the boxes begin.
+// Numbers: elements of the tensor; its sizes, strides, sides of a box. Input: the tensor, then where the boxes begin.
+template <int rank>
 void boxes(Probe& p) {
-  const int rows = p.number(0), columns = p.number(1), box_rows = p.number(2), words = box_rows * kBoxColumns / 2;
-  const size_t matrix = size_t(rows) * size_t(columns) * sizeof(bf16), blocks = (p.bytes() - matrix) / 8;
+  const size_t tensor = size_t(p.number(0)) * sizeof(bf16), blocks = (p.bytes() - tensor) / (4 * rank);
+  int64_t sizes[rank], strides[rank];
+  int side[rank], words = 1;
+  for (size_t i = 0; i < rank; i++) {
+    sizes[i] = p.number(1 + i);
+    strides[i] = p.number(1 + rank + i);
+    side[i] = p.number(1 + 2 * rank + i);
+    words *= side[i];
+  }
+  words /= 2;
   const auto* const in = p.in<std::byte>();
-  launch(box, "tensor_copy", Shape{dim3(unsigned(blocks)), dim3(64), size_t(words) * 4 + 8}, p.stream(),
-         p.out<uint32_t>(blocks * size_t(words)), reinterpret_cast<const int32_t*>(in + matrix), words,
-         tensor_map(reinterpret_cast<const bf16*>(in), rows, columns, box_rows));
+  launch(box<rank>, "tensor_copy", Shape{dim3(unsigned(blocks)), dim3(64), size_t(words) * 4 + 8}, p.stream(),
+         p.out<uint32_t>(blocks * size_t(words)), reinterpret_cast<const int32_t*>(in + tensor), words,
+         tensor_map<rank>(reinterpret_cast<const bf16*>(in), sizes, strides, side));
+}
+
+// Two of the four steps of 16 along K. a comes into shared memory as a bulk copy, b is written by the threads.
+// in: first step, second step, 0, 0, a [64][64] and b [n][64] as they shall lie in shared memory, [128][d n / 2]; out: d
+template <int n>
+__global__ void warpgroup(const uint32_t* in, uint32_t* out) {
+#ifdef PROBE_SM90
+  CRIA_SHARED(uint32_t, shared);  // a, b, the barrier
+  auto* const barrier = reinterpret_cast<uint64_t*>(shared + (64 + n) * 32);
+  const unsigned t = threadIdx.x;
+  in += blockIdx.x * (4 + 64 * 32 + n * 96);
+  if (t == 0) mbarrier_init(barrier, 1);
+  for (unsigned i = t; i < n * 32; i += 128) shared[64 * 32 + i] = in[4 + 64 * 32 + i];
+  publish_shared();
+  sync_block();
+  if (t == 0) {
+    mbarrier_arrive(barrier, 64 * 128);
+    bulk_copy(shared, in + 4, 64 * 128, barrier);
+  }
+  float d[n / 2];
+  CRIA_UNROLL
+  for (unsigned i = 0; i < n / 2; i++) d[i] = as_float(in[4 + (64 + n) * 32 + t * (n / 2) + i]);
+  mbarrier_wait(barrier, 0);
+  const auto* const a = reinterpret_cast<const bf16*>(shared);
+  const bf16 *const first = a + 16 * in[0], *const second = a + 16 * in[1];
+  wgmma_fence();
+  wgmma_64xnx16<n>(d, matrix_descriptor(first), matrix_descriptor(first + 64 * 64));
+  wgmma_64xnx16<n>(d, matrix_descriptor(second), matrix_descriptor(second + 64 * 64));
+  wgmma_commit();
+  wgmma_wait<0>();
+  CRIA_UNROLL
+  for (unsigned i = 0; i < n / 2; i++) out[(blockIdx.x * 128 + t) * (n / 2) + i] = as_word(d[i]);
+#endif
+}
+template <int n>
+Case wgmma(const char* name) {
+  return {name, 90, true, each_block(name, warpgroup<n>, {4 + 64 * 32 + n * 96, n * 64, 128, (64 + n) * 128 + 8})};
 }
 
 __global__ void put(uint32_t* at, uint32_t value) { *at = value; }
@@ -243,7 +296,14 @@ const std::vector<Case> cases = {
     {"stmatrix", 90, false, each_block("stmatrix", store_matrix, {160 + kImage, kImage, 32, kImage * 4})},
     {"copy_async", 80, false, each_block("copy_async", copies, {1024 + kImage, 2048, 64, 4096})},
     {"bulk_copy", 90, false, each_block("bulk_copy", bulk, {32 + kImage, 2048, 96, 2048 + 32})},
-    {"tensor_copy", 90, false, boxes},
+    {"tensor_copy_2", 90, false, boxes<2>},
+    {"tensor_copy_5", 90, false, boxes<5>},
+    wgmma<8>("wgmma_8"),
+    wgmma<16>("wgmma_16"),
+    wgmma<32>("wgmma_32"),
+    wgmma<64>("wgmma_64"),
+    wgmma<128>("wgmma_128"),
+    wgmma<256>("wgmma_256"),
     {"count_up", 80, false, counts},
     {"last_to_arrive", 80, false, last_block},
     {"chain", 80, false, chain},
