@@ -144,7 +144,10 @@ export interface Ceilings {
   readonly read: number
   /** Bytes read plus bytes written by a copy. */
   readonly copy: number
-  /** The fastest arithmetic that matrix products use: FMA or bf16 dot products on the CPU, bf16 matrix products on a GPU. */
+  /**
+   * Arithmetic of matrix products, from registers: FMA or bf16 dot products on the CPU; bf16 mma.sync on a GPU, which is
+   * less than wgmma can do on Hopper: take measureLibrary() too where there is one.
+   */
   readonly flops: number
 }
 
@@ -179,8 +182,18 @@ export interface Device {
   random(shape: readonly number[], seed: number, std: number): Weight
   /** Copies whole pages of every layer, in order: from[i] -> to[i]. */
   copyPages(kv: readonly KvLayer[], from: Int32Array, to: Int32Array): void
+  /**
+   * Seconds on the device's clock at the moment when everything enqueued so far has finished. The difference of two is
+   * the time of what was enqueued between them.
+   */
+  clock(): Promise<number>
   /** What this machine can do, measured now in about a second (medians of five): the denominators of benchmarks. */
   measure(): Promise<Ceilings>
+  /**
+   * Operations a second of the vendor's library in x W^T, x [rows, into], W [out, into], bf16 with float32 sums: what
+   * benchmarks compare with. undefined where there is no such library: cuBLASLt is neither linked nor needed.
+   */
+  measureLibrary(rows: number, out: number, into: number): Promise<{ library: string; flops: number } | undefined>
   /** Runs `body` once, keeps what it recorded. */
   record<R>(body: (op: Recorder) => R): Program<R>
   /** Stops within one command and frees everything; reads that wait are rejected with ERR_CLOSED. */

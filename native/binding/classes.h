@@ -245,7 +245,9 @@ class DeviceClass : public Wrapped<DeviceClass> {
   Napi::Value random(const Napi::CallbackInfo&);
   void copy_pages(const Napi::CallbackInfo&);
   Napi::Value record(const Napi::CallbackInfo&);
+  Napi::Value clock(const Napi::CallbackInfo&);
   Napi::Value measure(const Napi::CallbackInfo&);
+  Napi::Value measure_library(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
 };
 

@@ -17,6 +17,7 @@ Napi::Function DeviceClass::define(Napi::Env env) {
        InstanceMethod<&DeviceClass::weights>("weights"), InstanceMethod<&DeviceClass::stack>("stack"),
        InstanceMethod<&DeviceClass::random>("random"), InstanceMethod<&DeviceClass::copy_pages>("copyPages"),
        InstanceMethod<&DeviceClass::record>("record"), InstanceMethod<&DeviceClass::measure>("measure"),
+       InstanceMethod<&DeviceClass::clock>("clock"), InstanceMethod<&DeviceClass::measure_library>("measureLibrary"),
        InstanceMethod<&DeviceClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 
@@ -260,34 +261,6 @@ Napi::Value DeviceClass::record(const Napi::CallbackInfo& info) {
     holder.Set("value", returned);
     ProgramClass::Unwrap(program)->outputs = Napi::Persistent(holder);
     return program;
-  });
-}
-
-// measure() -> Promise<{ read, copy, flops }>
-Napi::Value DeviceClass::measure(const Napi::CallbackInfo& info) {
-  return guard(info.Env(), [&]() -> Napi::Value {
-    struct Request {
-      Napi::Promise::Deferred deferred;
-      SharedDevice open;
-      Ceilings result;
-    };
-    Device& d = device->use();
-    auto* request = new Request{Napi::Promise::Deferred::New(info.Env()), device, {}};
-    const Napi::Promise promise = request->deferred.Promise();
-    device->js->wait(info.Env());
-    d.measure(&request->result, [request, js = device->js.get()](const std::exception_ptr& failure) {
-      js->post([request, failure](Napi::Env env) {
-        const std::unique_ptr<Request> r(request);
-        r->open->js->done(env);
-        if (failure) return r->deferred.Reject(to_js(env, failure));
-        Napi::Object result = Napi::Object::New(env);
-        result.Set("read", r->result.read);
-        result.Set("copy", r->result.copy);
-        result.Set("flops", r->result.flops);
-        r->deferred.Resolve(result);
-      });
-    });
-    return promise;
   });
 }
 

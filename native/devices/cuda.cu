@@ -96,7 +96,13 @@ class Completions {
     check(cudaEventRecord(event, stream), "an event");
     std::lock_guard lock(mutex_);
     waiting_.push_back({event, std::move(then)});
+    under_way_++;
     wake_.notify_one();
+  }
+  // Until everybody has been told and let go of what they kept: among that may be the last owner of this.
+  void drain() {
+    std::unique_lock lock(mutex_);
+    told_.wait(lock, [&] { return under_way_ == 0; });
   }
 
  private:
@@ -125,15 +131,25 @@ class Completions {
       next.then = nullptr;
       std::lock_guard lock(mutex_);
       idle_.push_back(next.event);
+      under_way_--;
+      told_.notify_all();
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, told_;
+  int under_way_ = 0;
   std::deque<Waiting> waiting_;
   std::vector<cudaEvent_t> idle_;
   bool ending_ = false;
   std::thread thread_;
+};
+
+// One that knows its time.
+struct Event {
+  cudaEvent_t handle = nullptr;
+  Event() { check(cudaEventCreate(&handle), "an event"); }
+  ~Event() { cudaEventDestroy(handle); }
 };
 
 struct Executable final : Graph {
@@ -247,10 +263,31 @@ class CudaRuntime final : public Runtime {
       completions_.after(stream_, [graph, kept](std::exception_ptr) {});
     });
   }
+  void clock(double* seconds, Done done) override {
+    auto told = std::make_shared<Done>(std::move(done));
+    queue_.add(
+        [this, seconds, told] {
+          use();
+          const auto event = std::make_shared<Event>();
+          check(cudaEventRecord(event->handle, stream_), "an event");
+          completions_.after(stream_, [this, seconds, event, told](std::exception_ptr failure) {
+            float milliseconds = 0;
+            if (!failure && clock_ && cudaEventElapsedTime(&milliseconds, clock_->handle, event->handle) == cudaSuccess)
+              clock_seconds_ += double(milliseconds) / 1000;
+            clock_ = event;
+            *seconds = clock_seconds_;
+            std::exchange(*told, nullptr)(failure);
+          });
+        },
+        [told](std::exception_ptr failure) {
+          if (failure && *told) std::exchange(*told, nullptr)(failure);
+        });
+  }
   void close() override {
     queue_.close();
     use();
     cudaStreamSynchronize(stream_);
+    completions_.drain();
   }
 
  private:
@@ -268,6 +305,8 @@ class CudaRuntime final : public Runtime {
   Chip chip_;
   cudaStream_t stream_ = nullptr, capture_ = nullptr;
   Pinned pinned_;
+  std::shared_ptr<Event> clock_;  // the last one that clock() recorded, and its time: the completions' thread has them
+  double clock_seconds_ = 0;
   Completions completions_;
   Queue queue_;  // last: its thread uses all of the above
 };

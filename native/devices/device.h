@@ -77,7 +77,12 @@ class Device {
   // Copies whole pages of one cache tensor: bytes a page, pairs of page numbers, in order.
   virtual void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
                           std::shared_ptr<const void> keep) = 0;
+  // Seconds on the device's clock when everything so far has been done; only differences count. *seconds must live
+  // until done.
+  virtual void clock(double* seconds, Done done) = 0;
   virtual void measure(Ceilings* result, Done done) = 0;  // half a second of work; result must live until done
+  // x W^T, x [rows, in], W [out, in], by the vendor's library, if the machine has one.
+  virtual void measure_library(int64_t rows, int64_t out, int64_t in, LibraryRate* result, Done done) = 0;
   virtual void close() = 0;  // stops within one command; reads that wait are rejected with ERR_CLOSED
 };
 

@@ -6,6 +6,7 @@
 #include "../core/random.h"
 #include "../machine/runtime.h"
 #include "device.h"
+#include "measure.h"
 
 namespace cria::CRIA_MACHINE {
 
@@ -111,8 +112,17 @@ class GpuDevice final : public Device {
     for (size_t i = 0; i < from.size(); i++)
       runtime_->copy(base + size_t(to[i]) * page_bytes, base + size_t(from[i]) * page_bytes, page_bytes, keep);
   }
-  void measure(Ceilings*, Done done) override {
-    done(std::make_exception_ptr(Error("ERR_DEVICE_UNSUPPORTED", name_ + ": has no ceilings to measure yet")));
+  void clock(double* seconds, Done done) override { runtime_->clock(seconds, std::move(done)); }
+  void measure(Ceilings* result, Done done) override {
+    const SharedWeight memory = random(2, 1, measured_bytes(runtime_->chip()) / int64_t{sizeof(bf16)}, 1, 1);
+    auto* const data = reinterpret_cast<std::byte*>(const_cast<bf16*>(memory->blocks[0].data));
+    measure_ceilings(runtime_, data, memory, result, std::move(done));
+  }
+  void measure_library(int64_t rows, int64_t out, int64_t in, LibraryRate* result, Done done) override {
+    const SharedWeight x = random(2, rows, in, 1, 1), w = random(2, out, in, 2, 0.02f), y = random(2, rows, out, 3, 1);
+    const Product product{x->blocks[0].data, w->blocks[0].data, const_cast<bf16*>(y->blocks[0].data), rows, out, in};
+    measure_library_rate(runtime_, product, std::make_shared<std::array<SharedWeight, 3>>(std::array{x, w, y}), result,
+                         std::move(done));
   }
   void close() override { runtime_->close(); }
 

@@ -74,6 +74,9 @@ class HostRuntime final : public Runtime {
       check_canaries();
     });
   }
+  void clock(double* seconds, Done done) override {
+    queue_.add([seconds] { *seconds = Queue::now(); }, std::move(done));
+  }
   void close() override { queue_.close(); }
 
  private:
@@ -94,6 +97,9 @@ class HostRuntime final : public Runtime {
 };
 
 }  // namespace
+
+std::shared_ptr<LibraryProduct> library_product(const Product&) { return nullptr; }
+
 }  // namespace cria::simt
 
 extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {

@@ -1,5 +1,5 @@
 // runtime.h - what a device of this machine offers to host code: memory, one stream, and recorded launches to replay.
-// runtime_host.cc implements it on emulated threads, runtime_cuda.cu on a GPU.
+// devices/simt.cc implements it on emulated threads, devices/cuda.cu on a GPU.
 #pragma once
 #include <functional>
 #include <memory>
@@ -33,6 +33,7 @@ class Runtime {
   virtual void copy(void* to, const void* from, size_t bytes, Kept kept) = 0;  // within the device
   virtual std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) = 0;
   virtual void replay(std::shared_ptr<Graph> graph, Kept kept) = 0;
+  virtual void clock(double* seconds, Done done) = 0;  // when everything before has been done; only differences count
   virtual void close() = 0;  // waits for the task under way; those that wait are rejected with ERR_CLOSED
 };
 
