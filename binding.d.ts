@@ -207,6 +207,20 @@ export interface DeviceReport {
   readonly reason: string
   /** Bytes */
   readonly memory?: number
+  /** Bytes that nobody uses now, where the system says it: of a GPU. */
+  readonly free?: number
+}
+
+/** What runs GPUs on this machine. What is not there, or does not say, is absent. */
+export interface GpuSoftware {
+  /** Version of the NVIDIA driver: '580.159.03'. */
+  readonly driver?: string
+  /** The newest CUDA that the driver can run: '13.0'. */
+  readonly driverCuda?: string
+  /** The CUDA that the plug-in was built with. */
+  readonly pluginCuda?: string
+  /** What the plug-in has kernels for: 'sm_80', 'sm_90a'. */
+  readonly architectures?: readonly string[]
 }
 
 export type DeviceName = 'cpu' | 'simt' | `cuda:${number}`
@@ -219,6 +233,8 @@ export interface OpenOptions {
 
 /** What there is on this machine, best first, and why a device cannot be used. Opens nothing. */
 export function devices(): readonly DeviceReport[]
+/** The NVIDIA driver, and the plug-in of this build of cria. */
+export function gpuSoftware(): GpuSoftware
 /** ERR_DEVICE_UNKNOWN, ERR_DEVICE_UNAVAILABLE, ERR_DEVICE_UNSUPPORTED. */
 export function open(device: DeviceName, options?: OpenOptions): Device
 /** How native errors become JavaScript errors. lib/native.ts sets it. */

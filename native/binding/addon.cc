@@ -1,6 +1,7 @@
 // addon.cc - what the module exports, and the state of each JavaScript environment.
 #include <cstdlib>
 
+#include "../devices/driver.h"
 #include "../devices/plugin.h"
 #include "classes.h"
 #include "decode.h"
@@ -66,7 +67,7 @@ Napi::Value open(const Napi::CallbackInfo& info) {
   });
 }
 
-// devices() -> [{ device, available, reason, memory }]
+// devices() -> [{ device, available, reason, memory, free }]
 Napi::Value list_devices(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
@@ -77,6 +78,7 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
       r.Set("available", report.available);
       r.Set("reason", report.reason);
       if (report.memory > 0) r.Set("memory", report.memory);
+      if (report.free > 0) r.Set("free", report.free);
       list.Set(list.Length(), r);
     };
     std::vector<DeviceReport> reports;
@@ -84,6 +86,27 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
     reports.push_back(report_cpu());
     for (const DeviceReport& report : reports) add(report);
     return list;
+  });
+}
+
+// gpuSoftware() -> { driver, driverCuda, pluginCuda, architectures }
+Napi::Value gpu_software(const Napi::CallbackInfo& info) {
+  return guard(info.Env(), [&]() -> Napi::Value {
+    Napi::Env env = info.Env();
+    Napi::Object result = Napi::Object::New(env);
+    const Driver driver = find_driver();
+    if (!driver.version.empty()) result.Set("driver", driver.version);
+    if (driver.cuda > 0) result.Set("driverCuda", cuda_text(driver.cuda));
+    try {
+      const PluginBuild build = describe_plugin();
+      result.Set("pluginCuda", cuda_text(build.cuda));
+      Napi::Array architectures = Napi::Array::New(env);
+      for (const std::string& a : build.architectures) architectures.Set(architectures.Length(), "sm_" + a);
+      result.Set("architectures", architectures);
+    } catch (const Error&) {
+      // There is no plug-in: nothing to say of it.
+    }
+    return result;
   });
 }
 
@@ -102,6 +125,7 @@ Addon::Addon(Napi::Env env, Napi::Object exports) {
   program = Napi::Persistent(ProgramClass::define(env));
   exports.Set("open", Napi::Function::New(env, open, "open"));
   exports.Set("devices", Napi::Function::New(env, list_devices, "devices"));
+  exports.Set("gpuSoftware", Napi::Function::New(env, gpu_software, "gpuSoftware"));
   exports.Set("setErrorFactory", Napi::Function::New(env, set_error_factory, "setErrorFactory"));
 }
 

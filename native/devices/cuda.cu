@@ -2,12 +2,12 @@
 //
 // A thread submits (Queue) and never waits for the GPU; a second one waits for events, in their order, and tells who
 // asked. Host memory passes through pinned blocks; a block returns when the event behind its copy has passed.
-#include <dlfcn.h>
-
 #include <condition_variable>
 #include <deque>
 #include <map>
+#include <sstream>
 
+#include "driver.h"
 #include "gpu_device.h"
 #include "plugin.h"
 #include "queue.h"
@@ -24,7 +24,6 @@ void check(cudaError_t error, const char* what) {
 
 namespace {
 
-constexpr int kDriver = 13000;       // what CUDA 13 needs: R580
 constexpr size_t kChunk = 16 << 20;  // of an upload
 constexpr size_t kMostPinned = 4 * kChunk;
 constexpr double kReserve = 256e6;  // bytes of device memory that stay free: the context and graphs take some later
@@ -311,32 +310,23 @@ class CudaRuntime final : public Runtime {
   Queue queue_;  // last: its thread uses all of the above
 };
 
-// "No driver" and "driver too old" share an error code in cudart: libcuda itself knows which it is.
-std::string driver_problem() {
-  void* const libcuda = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (!libcuda) return "there is no NVIDIA driver (libcuda.so.1)";
-  int version = 0;
-  const auto ask = reinterpret_cast<int (*)(int*)>(dlsym(libcuda, "cuDriverGetVersion"));
-  if (!ask || ask(&version) != 0) return "the NVIDIA driver does not say its version";
-  if (version < kDriver)
-    return concat("the NVIDIA driver is for CUDA ", version / 1000, ".", version % 1000 / 10,
-                  ", but cria needs CUDA 13.0: install driver R580 or newer");
-  return "";
+std::vector<std::string> architectures() {
+  std::vector<std::string> all;
+  std::istringstream list(CRIA_ARCHITECTURES);
+  for (std::string one; std::getline(list, one, ',');) all.push_back(one);
+  return all;
 }
 
-std::string problem_of(const cudaDeviceProp& p) {
-  if (p.major >= 8) return "";
-  return concat(p.name, " has compute capability ", p.major, ".", p.minor, ", but cria needs 8.0 (Ampere) or newer");
-}
+std::string problem_of(const cudaDeviceProp& p) { return gpu_problem(p.name, p.major, p.minor, architectures()); }
 
 }  // namespace
 }  // namespace cria::cuda
 
-extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
+#define CRIA_EXPORT extern "C" __attribute__((visibility("default")))
+
+CRIA_EXPORT cria::Device* cria_open_device(const cria::PluginOptions& options) {
   using namespace cria::cuda;
   const std::string name = cria::concat("cuda:", options.index);
-  const std::string problem = driver_problem();
-  if (!problem.empty()) cria::fail("ERR_DEVICE_UNAVAILABLE", name, ": ", problem);
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   if (options.index >= count)
@@ -348,21 +338,28 @@ extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device
   return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index));
 }
 
-extern "C" __attribute__((visibility("default"))) void cria_list_devices(std::vector<cria::DeviceReport>& list) {
+CRIA_EXPORT void cria_list_devices(std::vector<cria::DeviceReport>& list) {
   using namespace cria::cuda;
   int count = 0;
-  std::string problem = driver_problem();
-  if (problem.empty()) {
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess) problem = cria::concat("the driver says ", cudaGetErrorString(error));
-    if (error == cudaSuccess && count == 0) problem = "the driver sees no GPU; CUDA_VISIBLE_DEVICES may hide some";
-  }
-  if (count == 0) list.push_back({"cuda:0", false, problem, 0});
+  std::string problem = "the driver sees no GPU; CUDA_VISIBLE_DEVICES may hide some";
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess && error != cudaErrorNoDevice)
+    problem = cria::concat("the driver says: ", cudaGetErrorString(error));
+  if (error != cudaSuccess) count = 0;
+  if (count == 0) list.push_back({"cuda:0", false, problem});
   for (int i = 0; i < count; i++) {
     cudaDeviceProp p{};
     check(cudaGetDeviceProperties(&p, i), "the properties of the GPU");
+    char pci[32] = "";
+    if (cudaDeviceGetPCIBusId(pci, sizeof(pci), i) != cudaSuccess) pci[0] = 0;
     const std::string why = problem_of(p);
-    list.push_back({cria::concat("cuda:", i), why.empty(),
-                    why.empty() ? cria::concat(p.name, ", sm_", p.major, p.minor) : why, double(p.totalGlobalMem)});
+    const std::string what = cria::concat(p.name, ", compute capability ", p.major, ".", p.minor);
+    list.push_back({cria::concat("cuda:", i), why.empty(), why.empty() ? what : why, double(p.totalGlobalMem),
+                    cria::free_memory(pci)});
   }
+}
+
+CRIA_EXPORT void cria_describe(cria::PluginBuild& build) {
+  build.cuda = CUDART_VERSION;
+  build.architectures = cria::cuda::architectures();
 }

@@ -95,6 +95,7 @@ struct DeviceReport {
   bool available = false;
   std::string reason;  // why not, or what it is
   double memory = 0;   // bytes
+  double free = 0;     // bytes nobody uses; 0: not known
 };
 
 struct CpuOptions {
