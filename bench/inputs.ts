@@ -74,17 +74,18 @@ export class Inputs {
   /** Layers of a cache of so many pages, to take turns with. */
   kv(pages: number): (i: number) => KvLayer {
     const { kvHeads, headDim } = this.config
-    const shape = [pages, kvHeads, pageSize, headDim]
-    const copies = this.#copies(2 * 2 * product(shape))
-    const all = this.#once(`kv ${shape}`, () =>
-      Array.from({ length: copies }, () => {
-        const [k, v] = [this.device.tensor('bf16', shape), this.device.tensor('bf16', shape)]
-        for (const cache of [k, v])
-          this.device.write(cache, new Uint16Array(randomWords(product(shape) / 2).buffer, 0, product(shape)))
-        return { k, v }
-      }),
-    )
+    const copies = this.#copies(2 * 2 * product([pages, kvHeads, pageSize, headDim]))
+    const all = this.#once(`kv ${pages}`, () => Array.from({ length: copies }, () => this.cache(pages)))
     return i => all[i % copies]!
+  }
+
+  /** One layer of a cache. */
+  cache(pages: number): KvLayer {
+    const shape = [pages, this.config.kvHeads, pageSize, this.config.headDim]
+    const [k, v] = [this.device.tensor('bf16', shape), this.device.tensor('bf16', shape)]
+    const values = new Uint16Array(randomWords(product(shape) / 2).buffer, 0, product(shape))
+    for (const cache of [k, v]) this.device.write(cache, values)
+    return { k, v }
   }
 
   /** Sequences of `length` tokens each, of which the last `pending` are to be computed. */

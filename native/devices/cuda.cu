@@ -179,8 +179,17 @@ class CudaRuntime final : public Runtime {
   void* allocate(size_t bytes, bool zero) override {
     use();
     size_t free = 0, total = 0;
-    check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
-    if (double(bytes) + kReserve > double(free))
+    const auto enough = [&] {
+      check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
+      return double(bytes) + kReserve <= double(free);
+    };
+    if (!enough()) {  // the pool may still have what was released
+      cudaMemPool_t pool = nullptr;
+      check(cudaStreamSynchronize(stream_), "the GPU");
+      check(cudaDeviceGetDefaultMemPool(&pool, device_), "memory of the GPU");
+      check(cudaMemPoolTrimTo(pool, 0), "memory of the GPU");
+    }
+    if (!enough())
       cria::fail("ERR_OUT_OF_MEMORY", "cuda:", device_, ": ", bytes, " bytes asked for, but only ", free, " of ", total,
                  " are free; a shorter context, fewer sequences or a smaller model need less");
     void* memory = nullptr;

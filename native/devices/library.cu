@@ -1,8 +1,9 @@
-// library.cu - cuBLASLt, opened at run time: nothing links it, nothing needs it. Its interface as far as it is used
+// library.cu - cuBLASLt, opened at run time (CRIA_CUBLASLT says where): nothing links it, nothing needs it. Its interface as far as it is used
 // here.
 #include <dlfcn.h>
 
 #include <array>
+#include <cstdlib>
 #include <memory>
 #include <vector>
 
@@ -47,7 +48,8 @@ struct Library {
 // nullptr: the machine has none. It stays open.
 const Library* library() {
   static const std::unique_ptr<const Library> found = []() -> std::unique_ptr<const Library> {
-    void* handle = nullptr;
+    const char* const wanted = std::getenv("CRIA_CUBLASLT");
+    void* handle = wanted && *wanted ? dlopen(wanted, RTLD_NOW | RTLD_LOCAL) : nullptr;
     for (const char* name : {"libcublasLt.so.13", "/usr/local/cuda/lib64/libcublasLt.so.13", "libcublasLt.so.12",
                              "/usr/local/cuda/lib64/libcublasLt.so.12"})
       if (!handle) handle = dlopen(name, RTLD_NOW | RTLD_LOCAL);
