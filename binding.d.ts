@@ -168,14 +168,21 @@ export interface Device {
    * finished; rejects if anything enqueued has failed.
    */
   read<V extends ArrayBufferView>(from: DeviceTensor, into: V): Promise<V>
+  /** Bytes of memory of its own that are free; Infinity on the CPU, where weights stay where they are mapped. */
+  readonly freeMemory: number
   /**
-   * Opens, validates and reads ahead safetensors files. Rejects with ERR_MODEL_FILE_*, ERR_SAFETENSORS_* or
+   * Opens and validates safetensors files; on the CPU reads them ahead, with progress. Rejects with ERR_MODEL_FILE_*, ERR_SAFETENSORS_* or
    * ERR_WEIGHTS_DUPLICATE; with signal.reason when aborted.
    */
   weights(
     files: readonly string[],
     options?: { onProgress?: ((bytes: number, total: number) => void) | undefined; signal?: AbortSignal | undefined },
   ): Promise<ReadonlyMap<string, Weight>>
+  /**
+   * Brings a weight into the device's memory, where it otherwise goes when it is first recorded. Resolves when it is
+   * there. While one is copied the next ones are read from their files: give it two or three at a time.
+   */
+  upload(weight: Weight): Promise<void>
   /** Rows of several weights as one: q | k | v, gate | up. */
   stack(...parts: readonly Weight[]): Weight
   /** Nearly normal random values [out, in] or [dim], for benchmarks of a shape without its weights. seed: a whole number. */

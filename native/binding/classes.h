@@ -240,7 +240,9 @@ class DeviceClass : public Wrapped<DeviceClass> {
   Napi::Value tensor(const Napi::CallbackInfo&);
   void write(const Napi::CallbackInfo&);
   Napi::Value read(const Napi::CallbackInfo&);
+  Napi::Value free_memory(const Napi::CallbackInfo&);
   Napi::Value weights(const Napi::CallbackInfo&);
+  Napi::Value upload(const Napi::CallbackInfo&);
   Napi::Value stack(const Napi::CallbackInfo&);
   Napi::Value random(const Napi::CallbackInfo&);
   void copy_pages(const Napi::CallbackInfo&);

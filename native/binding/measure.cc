@@ -1,4 +1,4 @@
-// measure.cc - Device: its clock, and what the machine can do.
+// measure.cc - Device: promises of what it will have done: its clock, an upload, and what the machine can do.
 #include "classes.h"
 #include "decode.h"
 
@@ -41,6 +41,19 @@ Napi::Value DeviceClass::clock(const Napi::CallbackInfo& info) {
     return promise_of<double>(
         info.Env(), device, [](Device& d, double* seconds, Device::Done done) { d.clock(seconds, std::move(done)); },
         [](Napi::Env env, double seconds) { return Napi::Number::New(env, seconds); });
+  });
+}
+
+// upload(weight) -> Promise<void>
+Napi::Value DeviceClass::upload(const Napi::CallbackInfo& info) {
+  return guard(info.Env(), [&]() -> Napi::Value {
+    device->use();
+    Keep keep;
+    Arguments a("upload", info, device, keep);
+    a.weight(0, "weight");
+    return promise_of<double>(
+        info.Env(), device, [](Device& d, double* seconds, Device::Done done) { d.clock(seconds, std::move(done)); },
+        [](Napi::Env env, double) { return env.Undefined(); });
   });
 }
 

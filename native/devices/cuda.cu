@@ -24,7 +24,8 @@ void check(cudaError_t error, const char* what) {
 
 namespace {
 
-constexpr size_t kChunk = 16 << 20;  // of an upload
+constexpr size_t kChunk = 16 << 20;    // of an upload
+constexpr size_t kAhead = 8 * kChunk;  // what the disk reads before it is copied
 constexpr size_t kMostPinned = 4 * kChunk;
 constexpr double kReserve = 256e6;  // bytes of device memory that stay free: the context and graphs take some later
 
@@ -176,6 +177,12 @@ class CudaRuntime final : public Runtime {
   }
   const Chip& chip() const override { return chip_; }
 
+  double free_memory() const override {
+    use();
+    size_t free = 0, total = 0;
+    check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
+    return std::max(0.0, double(free) - kReserve);
+  }
   void* allocate(size_t bytes, bool zero) override {
     use();
     size_t free = 0, total = 0;
@@ -216,10 +223,15 @@ class CudaRuntime final : public Runtime {
     });
   }
   void upload(void* to, const void* from, size_t bytes, Kept kept) override {
-    queue_.add([this, to, from, bytes, kept = std::move(kept)] {
-      for (size_t at = 0; at < bytes; at += kChunk)
-        send(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at, std::min(kChunk, bytes - at),
-             kept);
+    const auto* const first = static_cast<const std::byte*>(from);
+    announce_pages(first, std::min(bytes, kAhead));  // the disk reads while others are still being copied
+    queue_.add([this, to, first, bytes, kept = std::move(kept)] {
+      for (size_t at = 0; at < bytes && !queue_.closing(); at += kChunk) {
+        if (at + kAhead < bytes) announce_pages(first + at + kAhead, std::min(kChunk, bytes - at - kAhead));
+        const size_t size = std::min(kChunk, bytes - at);
+        if (!read_pages(first + at, size)) cria::fail("ERR_MODEL_FILE_UNREADABLE", kUnreadable);
+        send(static_cast<std::byte*>(to) + at, first + at, size, kept);
+      }
     });
   }
   void read(void* into, const void* from, size_t bytes, Kept kept, Done done) override {

@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -63,6 +64,8 @@ class Device {
   virtual DType activation() const = 0;         // bf16, or f32 in the float32 test mode
 
   virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;  // ERR_OUT_OF_MEMORY
+  // Bytes of memory of its own that are free; infinite on the host, where weights stay where they are mapped.
+  virtual double free_memory() const { return std::numeric_limits<double>::infinity(); }
   virtual void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) = 0;
   virtual void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) = 0;
 

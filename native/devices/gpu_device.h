@@ -36,6 +36,8 @@ class GpuDevice final : public Device {
   DType activation() const override { return DType::bf16; }
   std::shared_ptr<Buffer> allocate(size_t bytes) override { return std::make_shared<Memory>(runtime_, bytes, true); }
 
+  double free_memory() const override { return runtime_->free_memory(); }
+
   void write(void* to, Kept keep, const void* from, size_t bytes) override {
     runtime_->write(to, from, bytes, std::move(keep));
   }

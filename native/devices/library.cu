@@ -1,5 +1,5 @@
-// library.cu - cuBLASLt, opened at run time (CRIA_CUBLASLT says where): nothing links it, nothing needs it. Its interface as far as it is used
-// here.
+// library.cu - cuBLASLt, opened at run time (CRIA_CUBLASLT says where): nothing links it, nothing needs it. Its
+// interface as far as it is used here.
 #include <dlfcn.h>
 
 #include <array>

@@ -24,7 +24,14 @@ class HostRuntime final : public Runtime {
   ~HostRuntime() override { close(); }
   const Chip& chip() const override { return chip_; }
 
+  double free_memory() const override {
+    std::lock_guard lock(mutex_);
+    return machine_.options().memory - used_;
+  }
   void* allocate(size_t bytes, bool zero) override {
+    if (double(bytes) > free_memory())
+      cria::fail("ERR_OUT_OF_MEMORY", "simt: ", bytes, " bytes asked for, but only ", uint64_t(free_memory()), " of ",
+                 uint64_t(machine_.options().memory), " are free");
     auto* block =
         static_cast<unsigned char*>(std::aligned_alloc(kCanary, (bytes + 3 * kCanary - 1) / kCanary * kCanary));
     if (!block) cria::fail("ERR_OUT_OF_MEMORY", "simt: no ", bytes, " bytes to be had");
@@ -34,12 +41,15 @@ class HostRuntime final : public Runtime {
     std::memset(data + bytes, kCanaryByte, kCanary);
     std::lock_guard lock(mutex_);
     sizes_[data] = bytes;
+    used_ += double(bytes);
     return data;
   }
   void release(void* memory) override {
     {
       std::lock_guard lock(mutex_);
-      sizes_.erase(static_cast<unsigned char*>(memory));
+      const auto at = sizes_.find(static_cast<unsigned char*>(memory));
+      used_ -= double(at->second);
+      sizes_.erase(at);
     }
     std::free(static_cast<unsigned char*>(memory) - kCanary);
   }
@@ -49,7 +59,12 @@ class HostRuntime final : public Runtime {
       if (!data.empty()) std::memcpy(to, data.data(), data.size());
     });
   }
-  void upload(void* to, const void* from, size_t bytes, Kept kept) override { copy(to, from, bytes, std::move(kept)); }
+  void upload(void* to, const void* from, size_t bytes, Kept kept) override {
+    queue_.add([to, from, bytes, kept = std::move(kept)] {
+      if (!read_pages(from, bytes)) cria::fail("ERR_MODEL_FILE_UNREADABLE", kUnreadable);
+      std::memcpy(to, from, bytes);
+    });
+  }
   void copy(void* to, const void* from, size_t bytes, Kept kept) override {
     queue_.add([to, from, bytes, kept = std::move(kept)] { std::memcpy(to, from, bytes); });
   }
@@ -91,7 +106,8 @@ class HostRuntime final : public Runtime {
 
   Chip chip_;
   Machine machine_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  double used_ = 0;
   std::map<unsigned char*, size_t> sizes_;
   Queue queue_{"simt"};  // last: its thread uses all of the above
 };
