@@ -7,6 +7,7 @@ namespace cria {
 struct PluginOptions {
   int index = 0;         // of the GPU
   std::string settings;  // of the emulated machine: CRIA_SIMT
+  bool fuse = true;
 };
 // What each library exports, under these names.
 using OpenPlugin = Device* (*)(const PluginOptions&);

@@ -103,7 +103,7 @@ inline float element_of(const unsigned char* shared, uint64_t descriptor, unsign
 
 // The 16 rows of a warp; d: of every lane.
 inline void multiply_16(float* const* d, const unsigned char* shared, unsigned warp, int n, uint64_t a, uint64_t b) {
-  thread_local float x[16][16], y[16][256];
+  float x[16][16], y[16][256];
   for (unsigned k = 0; k < 16; k++) {
     for (unsigned m = 0; m < 16; m++) x[m][k] = element_of(shared, a, warp * 16 + m, k);
     for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k);
