@@ -121,6 +121,7 @@ export interface Recorder {
 
 /** Work of one command with every row alive: bytes that must cross the memory bus once, floating-point operations. */
 export interface Cost {
+  /** 'attention'; of operations that became one: 'rmsNorm+linear+swiglu'. */
   readonly op: string
   readonly bytes: number
   readonly flops: number

@@ -35,7 +35,11 @@ struct Linear {
       c.out("y", y, f32 || add ? DType::f32 : c.activation(), {"tokens", "out"}, &x.rows);
     }
   }
-  Cost cost() const { return {traffic(*this), 2.0 * double(x.dims[0]) * double(weight.rows) * double(weight.cols)}; }
+  Cost cost() const {
+    const double tokens = double(x.dims[0]), width = double(size_of(y.dtype));
+    const double kv = then == Then::rope ? 2 * tokens * double(rope.kv_heads() * rope.head_dim()) * width : 0;
+    return {traffic(*this) + kv, 2.0 * tokens * double(weight.rows) * double(weight.cols)};
+  }
 };
 
 }  // namespace cria

@@ -1,11 +1,11 @@
 // linear_sm90.cu - y = x W^T with TMA and wgmma: weights on the M side, tokens on the N side, whatever their number.
 //
 // A step is 128 rows of the weight times 64 elements of K. One warp requests steps, a ring of them is in flight; two
-// warpgroups multiply, 64 rows each. All steps of a weight, block of rows after block of rows, are dealt to workers
-// (one for each multiprocessor) in equal runs. Where a run ends within a block, K is cut: a segment is one chain of
-// MMAs, and segments are added in their order. The cuts follow from the weight and the GPU alone, so a token has the
-// same bits in every kernel here:
-//   few tokens: a worker does its run for all of them. The last one to finish a segment of a block adds them up.
+// warpgroups multiply, 64 rows each. K is cut into segments, the same for all rows, from the shape of the weight and
+// the GPU alone: a segment is one chain of MMAs, and segments are added in their order, so a token has the same bits in
+// every kernel here:
+//   few tokens: all segments, block of rows after block of rows, are dealt to workers, one for each multiprocessor, in
+//   equal runs. Of those that share a block the last one to finish adds up.
 //   many: a worker does whole tiles, and keeps the sum of earlier segments in device memory.
 #include "../machine/ptx/grid.h"
 #include "../machine/ptx/tensor_copy.h"
@@ -18,33 +18,55 @@ namespace cria::CRIA_MACHINE {
 namespace {
 
 constexpr int kRows = 128, kDepth = kBoxColumns;
-constexpr int kConsumers = 256, kThreads = kConsumers + 32;
+constexpr int kConsumers = 256;
 constexpr int kFew = 256;                         // tokens of one tile
 constexpr int kNormTokens = 8;                    // up to here every worker normalises x itself
 constexpr size_t kNormBytes = size_t{128} << 10;  // if it fits, with two blocks a multiprocessor in mind
-constexpr int kSide = 8;  // many: blocks of rows that are done side by side, so that L2 has them
+[[maybe_unused]] constexpr int kSide = 8;  // many: blocks of rows that are done side by side, so that L2 has them
 static_assert(kConsumers == kNormThreads);
 
+// The producer is one warp; where sums take 128 registers it is a warpgroup, which gives the consumers its registers.
+constexpr int threads_of(int tokens) { return kConsumers + (tokens == 256 ? 128 : 32); }
 constexpr int stages_of(int tokens) { return tokens == 128 ? 6 : 4; }
 constexpr size_t step_bytes(int tokens) { return size_t(kRows + tokens) * kDepth * sizeof(bf16); }
 
-// How the steps of a weight are dealt. Worker w begins at step w steps / workers.
+constexpr int kMostSegments = 8;
+
+// How K is cut and how the segments are dealt. A run that ends within a block costs an exchange; so of the cuts that
+// keep the longest run within 4% of the best, the coarsest.
 struct Deal {
-  int blocks, depth;  // blocks of rows, steps of one block
-  int workers;
+  int blocks, depth;             // blocks of rows, steps of one block
+  int segments = 1, length = 1;  // of K, of a segment in steps
+  int workers = 1;
 
   Deal(const Weight& w, const Chip& chip)
-      : blocks(int((w.rows + kRows - 1) / kRows)), depth(int((w.cols + kDepth - 1) / kDepth)), workers(chip.sms) {
-    if (workers > steps()) workers = steps();
+      : blocks(int((w.rows + kRows - 1) / kRows)), depth(int((w.cols + kDepth - 1) / kDepth)) {
+    const int most = depth < kMostSegments ? depth : kMostSegments;
+    const auto longest_run = [&](int parts) {
+      cut(parts);
+      return int64_t{(units() + chip.sms - 1) / chip.sms} * length;
+    };
+    int64_t best = longest_run(1);
+    for (int parts = 2; parts <= most; parts++) best = longest_run(parts) < best ? longest_run(parts) : best;
+    for (int parts = 1; longest_run(parts) * 100 > best * 104;) parts++;
+    workers = units() < chip.sms ? units() : chip.sms;
   }
-  constexpr int steps() const { return blocks * depth; }
-  constexpr int begin(int worker) const { return int(int64_t{worker} * steps() / workers); }
-  constexpr int worker_of(int step) const { return int((int64_t{step + 1} * workers - 1) / steps()); }
+  void cut(int parts) {
+    length = (depth + parts - 1) / parts;
+    segments = (depth + length - 1) / length;
+  }
+  constexpr int units() const { return blocks * segments; }
+  // Worker -> its first unit; unit -> its worker; unit -> its first step, counted through all blocks.
+  constexpr int begin(int worker) const { return int(int64_t{worker} * units() / workers); }
+  constexpr int worker_of(int unit) const { return int((int64_t{unit + 1} * workers - 1) / units()); }
+  constexpr int step_of(int unit) const { return unit / segments * depth + unit % segments * length; }
 };
 
 struct Problem {
   Deal deal;
-  float* partial;      // few: [2 workers][kTokens / 2][kConsumers], many: [blocks of the grid][kTokens / 2][kConsumers]
+  // Sums of segments, [kTokens / 2][kConsumers] each. Of a worker [segments] with few tokens: those of his first block,
+  // and in the last place what he has added up from segment 0 on; with many tokens that place alone.
+  float* partial;
   uint32_t* counters;  // [blocks]
   int64_t period;      // of pairs of weight rows
   // The norm of x [tokens, cols], where it is done here.
@@ -54,7 +76,7 @@ struct Problem {
   float eps;
 };
 
-// What a worker does next: its i-th step.
+// A worker's steps: i -> where it is.
 struct Place {
   int block, k, token;
 };
@@ -71,8 +93,8 @@ struct Work {
       const int all = deal.blocks * tiles;
       count = (all - first + int(gridDim.x) - 1) / int(gridDim.x) * deal.depth;
     } else {
-      first = deal.begin(int(blockIdx.x));
-      count = deal.begin(int(blockIdx.x) + 1) - first;
+      first = deal.step_of(deal.begin(int(blockIdx.x)));
+      count = deal.step_of(deal.begin(int(blockIdx.x) + 1)) - first;
     }
   }
   CRIA_DEVICE Place at(int i) const {
@@ -85,30 +107,33 @@ struct Work {
   }
 };
 
+// Shared memory: a ring of [weights [kRows, kDepth], tokens [kTokens, kDepth]], or of weights alone and then all of x
+// as [depth][kTokens, kDepth]; full and empty barriers; sums of squares [kTokens][warps]; a flag.
 template <int kTokens>
-struct Accumulator {
-  float at[kTokens / 2];
+struct Ring {
+  static constexpr int kStages = stages_of(kTokens);
+  bf16* steps;
+  int step;          // elements of one
+  bf16* all_tokens;  // after their norm, or nullptr
+  uint64_t *full, *empty;
+  float* sums;
+  uint32_t* flag;
 
-  CRIA_DEVICE void clear() {
-    CRIA_UNROLL
-    for (float& f : at) f = 0;
+  CRIA_DEVICE Ring(bf16* shared, const Problem& p)
+      : steps(shared), step((kRows + kTokens) * kDepth), all_tokens(nullptr) {
+    const bool normed_here = kTokens == kNormTokens && p.norm;
+    if (normed_here) step = kRows * kDepth;
+    bf16* const end = steps + kStages * step;
+    if (normed_here) all_tokens = end;
+    full = reinterpret_cast<uint64_t*>(end + (normed_here ? p.deal.depth * kTokens * kDepth : 0));
+    empty = full + kStages;
+    sums = reinterpret_cast<float*>(empty + kStages);
+    flag = reinterpret_cast<uint32_t*>(sums + (normed_here ? kTokens * kNormWarps : 0));
   }
-  CRIA_DEVICE void store(float* to) const {
-    CRIA_UNROLL
-    for (int i = 0; i < kTokens / 2; i++) to[i * kConsumers + int(threadIdx.x)] = at[i];
-  }
-  CRIA_DEVICE void load(const float* from) {
-    CRIA_UNROLL
-    for (int i = 0; i < kTokens / 2; i++) at[i] = from[i * kConsumers + int(threadIdx.x)];
-  }
-  // Segments in their order: before, which lies there, comes first; after comes last.
-  CRIA_DEVICE void add_to(const float* before) {
-    CRIA_UNROLL
-    for (int i = 0; i < kTokens / 2; i++) at[i] = before[i * kConsumers + int(threadIdx.x)] + at[i];
-  }
-  CRIA_DEVICE void add(const float* after) {
-    CRIA_UNROLL
-    for (int i = 0; i < kTokens / 2; i++) at[i] += after[i * kConsumers + int(threadIdx.x)];
+  // Of the i-th step of this worker, which is step k of its block.
+  CRIA_DEVICE bf16* weights(int i) const { return steps + i % kStages * step; }
+  CRIA_DEVICE bf16* tokens(int i, int k) const {
+    return all_tokens ? all_tokens + k * kTokens * kDepth : weights(i) + kRows * kDepth;
   }
 };
 
@@ -116,146 +141,145 @@ struct Consumers {
   CRIA_DEVICE void operator()() const { sync_warps(1, kConsumers); }
 };
 
-// Shared memory: a ring of [weights [kRows, kDepth], tokens [kTokens, kDepth]], or of weights alone and then all of x
-// as [depth][kTokens, kDepth]; full and empty barriers; sums of squares [kTokens][warps]; a flag.
+// All lanes of a warp call it; one requests.
 template <int kTokens, bool many>
-__global__ void __launch_bounds__(kThreads, kTokens <= 64 ? 2 : 1)
-    linear_sm90_kernel(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap tokens, Problem p,
-                       Epilogue epilogue, Live live) {
-#if !defined(CRIA_ON_GPU) || defined(CRIA_WGMMA_ON_GPU)
-  constexpr int kStages = stages_of(kTokens);
-  CRIA_SHARED(bf16, ring);
-  const bool normed_here = kTokens == kNormTokens && p.norm;
-  const int stage_elements = normed_here ? kRows * kDepth : (kRows + kTokens) * kDepth;
-  const auto stage_bytes = uint32_t(stage_elements) * uint32_t(sizeof(bf16));
-  bf16* const all_tokens = ring + kStages * stage_elements;
-  auto* const full = reinterpret_cast<uint64_t*>(all_tokens + (normed_here ? p.deal.depth * kTokens * kDepth : 0));
-  uint64_t* const empty = full + kStages;
-  auto* const sums = reinterpret_cast<float*>(empty + kStages);
-  auto* const flag = reinterpret_cast<uint32_t*>(sums + (normed_here ? kTokens * kNormWarps : 0));
-  const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-
-  if (threadIdx.x == 0)
-    for (int s = 0; s < kStages; s++) {
-      mbarrier_init(full + s, 1);
-      mbarrier_init(empty + s, kConsumers / 32);
-    }
-  sync_block();
-  grid_launch_dependents();
-
-  if (warp == kConsumers / 32) {  // the producer
-    const uint64_t weight_policy = cache_policy(many ? Evict::last : Evict::first);
-    const uint64_t token_policy = cache_policy(Evict::last);
-    const auto request_weights = [&](const Place& at, int s) {
-      mbarrier_arrive(full + s, stage_bytes);
-      bf16* const to = ring + s * stage_elements;
-      const int row = at.block * kRows, k = at.k * kDepth;
-      if (p.period == 0) {
-        tensor_copy<2>(to, &weights, {k, row}, full + s, weight_policy);
-      } else {
-        const int in = int(row % p.period);
-        tensor_copy<5>(to, &weights, {k, 0, 0, in / 16, int(row / p.period)}, full + s, weight_policy);
-      }
-    };
-    const auto request_tokens = [&](const Place& at, int s) {
-      if (normed_here) return;
-      bf16* const to = ring + s * stage_elements + kRows * kDepth;
-      tensor_copy<2>(to, &tokens, {at.k * kDepth, at.token}, full + s, token_policy);
-    };
-    if (many) grid_wait();
-    const Work<kTokens, many> work(p.deal, many ? live_rows(live) : 0);
-    const int ahead = many ? 0 : work.count < kStages ? work.count : kStages;
-    // Weights do not depend on the kernel before.
-    if (lane == 0)
-      for (int i = 0; i < ahead; i++) request_weights(work.at(i), i);
-    if (!many) grid_wait();
-    if (lane > 0) return;
-    for (int i = 0; i < ahead; i++) request_tokens(work.at(i), i);
-    for (int i = ahead; i < work.count; i++) {
-      const int s = i % kStages;
-      if (i >= kStages) mbarrier_wait(empty + s, uint32_t(i / kStages - 1) % 2);
-      request_weights(work.at(i), s);
-      request_tokens(work.at(i), s);
-    }
-    return;
-  }
-
-  grid_wait();
-  const int64_t alive = live_rows(live);
-  if (normed_here) {
-    // x after its norm, as wgmma wants it; zeros beyond the last row and column.
-    for (int t = 0; t < p.tokens; t++) {
-      const float sum = sum_of_squares(p.x + t * p.cols, p.cols);
-      if (lane == 0) sums[t * kNormWarps + warp] = sum;
-    }
-    Consumers{}();
-    const int columns = p.deal.depth * kDepth;
-    for (int t = 0; t < kTokens; t++) {
-      const float scale = t < p.tokens ? norm_scale(sums + t * kNormWarps, p.cols, p.eps) : 0.0f;
-      for (int d = int(threadIdx.x) * 4; d < columns; d += kConsumers * 4) {
-        Pack<bf16, 4> y{};
-        const bool inside = guard(t < p.tokens && d < p.cols);
-        if (inside) y = normed(p.x + t * p.cols, p.norm, d, scale);
-        store(all_tokens + d / kDepth * kTokens * kDepth + swizzled(t, d % kDepth), y);
-      }
-    }
-    publish_shared();
-    Consumers{}();
-  }
-
-  const Work<kTokens, many> work(p.deal, alive);
-  Accumulator<kTokens> sum;
-  for (int i = 0; i < work.count;) {
+CRIA_DEVICE void produce(const TensorMap* weights, const TensorMap* tokens, const Problem& p, const Live& live,
+                         const Ring<kTokens>& ring, bool requests) {
+  constexpr int kStages = Ring<kTokens>::kStages;
+  const uint64_t weight_policy = cache_policy(many ? Evict::last : Evict::first);
+  const uint64_t token_policy = cache_policy(Evict::last);
+  if (many) grid_wait();
+  const Work<kTokens, many> work(p.deal, many ? live_rows(live) : 0);
+  const auto request_weights = [&](int i) {
+    uint64_t* const full = ring.full + i % kStages;
+    mbarrier_arrive(full, uint32_t(ring.step) * uint32_t(sizeof(bf16)));
     const Place at = work.at(i);
-    // Segments of this block that are done here, from `at.k` on.
-    const int end = many || at.k + work.count - i > p.deal.depth ? p.deal.depth : at.k + work.count - i;
-    float* const kept = p.partial + int64_t{blockIdx.x} * (kTokens / 2) * kConsumers;
-    int cut = many ? p.deal.begin(p.deal.worker_of(at.block * p.deal.depth) + 1) - at.block * p.deal.depth : end;
-    bool first = true;
-    sum.clear();
-    for (int k = at.k; k < end; k++, i++) {
-      const int s = i % kStages;
-      mbarrier_wait(full + s, uint32_t(i / kStages) % 2);
-      const bf16* const a = ring + s * stage_elements + warp / 4 * 64 * kDepth;
-      const bf16* const b =
-          normed_here ? all_tokens + k * kTokens * kDepth : ring + s * stage_elements + kRows * kDepth;
+    const int row = at.block * kRows, k = at.k * kDepth;
+    if (p.period == 0) {
+      tensor_copy<2>(ring.weights(i), weights, {k, row}, full, weight_policy);
+    } else {
+      const int in = int(row % p.period);
+      tensor_copy<5>(ring.weights(i), weights, {k, 0, 0, in / 16, int(row / p.period)}, full, weight_policy);
+    }
+  };
+  const auto request_tokens = [&](int i) {
+    if (ring.all_tokens) return;
+    const Place at = work.at(i);
+    tensor_copy<2>(ring.tokens(i, 0), tokens, {at.k * kDepth, at.token}, ring.full + i % kStages, token_policy);
+  };
+  const int ahead = many ? 0 : work.count < kStages ? work.count : kStages;
+  // Weights do not depend on the kernel before.
+  if (requests)
+    for (int i = 0; i < ahead; i++) request_weights(i);
+  if (!many) grid_wait();
+  if (!requests) return;
+  for (int i = 0; i < ahead; i++) request_tokens(i);
+  for (int i = ahead; i < work.count; i++) {
+    if (i >= kStages) mbarrier_wait(ring.empty + i % kStages, uint32_t(i / kStages - 1) % 2);
+    request_weights(i);
+    request_tokens(i);
+  }
+}
+
+// x after its norm, as wgmma wants it; zeros beyond the last row and column. By all consumers.
+template <int kTokens>
+CRIA_DEVICE void normalise(const Problem& p, const Ring<kTokens>& ring) {
+  const int warp = int(threadIdx.x) / 32, columns = p.deal.depth * kDepth;
+  for (int t = 0; t < p.tokens; t++) {
+    const float sum = sum_of_squares(p.x + t * p.cols, p.cols);
+    if (threadIdx.x % 32 == 0) ring.sums[t * kNormWarps + warp] = sum;
+  }
+  Consumers{}();
+  for (int t = 0; t < kTokens; t++) {
+    const float scale = t < p.tokens ? norm_scale(ring.sums + t * kNormWarps, p.cols, p.eps) : 0.0f;
+    for (int d = int(threadIdx.x) * 4; d < columns; d += kConsumers * 4) {
+      Pack<bf16, 4> y{};
+      const bool inside = guard(t < p.tokens && d < p.cols);
+      if (inside) y = normed(p.x + t * p.cols, p.norm, d, scale);
+      store(ring.tokens(0, d / kDepth) + swizzled(t, d % kDepth), y);
+    }
+  }
+  publish_shared();
+  Consumers{}();
+}
+
+// The sums of a tile that a thread has, as wgmma lays them out.
+template <int kTokens>
+struct Sums {
+  float at[kTokens / 2];
+
+  // f(sum, its place among those of all threads)
+  template <class F>
+  CRIA_DEVICE void each(F f) {
+    CRIA_UNROLL
+    for (int i = 0; i < kTokens / 2; i++) f(at[i], i * kConsumers + int(threadIdx.x));
+  }
+  // Segment [begin, end) of K of the block at step i.
+  CRIA_DEVICE void multiply(const Ring<kTokens>& ring, int& i, int begin, int end) {
+    constexpr int kStages = Ring<kTokens>::kStages;
+    const int warp = int(threadIdx.x) / 32;
+    const auto release = [&](int step) {
+      if (threadIdx.x % 32 == 0) mbarrier_arrive(ring.empty + step % kStages);
+    };
+    CRIA_UNROLL
+    for (float& f : at) f = 0;
+    for (int k = begin; k < end; k++, i++) {
+      mbarrier_wait(ring.full + i % kStages, uint32_t(i / kStages) % 2);
+      const bf16 *const a = ring.weights(i) + warp / 4 * 64 * kDepth, *const b = ring.tokens(i, k);
       wgmma_fence();
       CRIA_UNROLL
       for (int step = 0; step < kDepth; step += 16)
-        wgmma_64xnx16<kTokens>(sum.at, matrix_descriptor(a + step), matrix_descriptor(b + step));
+        wgmma_64xnx16<kTokens>(at, matrix_descriptor(a + step), matrix_descriptor(b + step));
       wgmma_commit();
-      // The step before has been multiplied: its place is free.
       wgmma_wait<1>();
-      if (k > at.k && lane == 0) mbarrier_arrive(empty + (i - 1) % kStages);
-      if (many && k + 1 == cut && k + 1 < end) {
-        wgmma_wait<0>();
-        if (!first) sum.add_to(kept);
-        sum.store(kept);
-        sum.clear();
-        first = false;
-        cut = p.deal.begin(p.deal.worker_of(at.block * p.deal.depth + k + 1) + 1) - at.block * p.deal.depth;
-      }
+      if (k > begin) release(i - 1);
     }
     wgmma_wait<0>();
-    if (lane == 0) mbarrier_arrive(empty + (i - 1) % kStages);
+    release(i - 1);
+  }
+};
 
-    if (many) {
-      if (!first) sum.add_to(kept);
-    } else if (end - at.k < p.deal.depth) {
-      constexpr int64_t kSize = kTokens / 2 * kConsumers;
-      const int from = p.deal.worker_of(at.block * p.deal.depth);
-      const int last = p.deal.worker_of((at.block + 1) * p.deal.depth - 1);
-      // A worker has two segments at most that are not whole blocks: the first of its run and the last.
-      const auto place = [&](int worker) {
-        return p.partial + (2 * worker + (p.deal.begin(worker) / p.deal.depth < at.block)) * kSize;
-      };
-      sum.store(place(int(blockIdx.x)));
-      if (!last_to_arrive(p.counters + at.block, uint32_t(last - from + 1), flag, Consumers{})) continue;
-      sum.load(place(from));
-      for (int worker = from + 1; worker <= last; worker++) sum.add(place(worker));
+template <int kTokens, bool many>
+CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live& live, const Ring<kTokens>& ring) {
+  constexpr int64_t kSize = kTokens / 2 * kConsumers;
+  const Deal& deal = p.deal;
+  grid_wait();
+  const int64_t alive = live_rows(live);
+  if (ring.all_tokens) normalise(p, ring);
+  const Work<kTokens, many> work(deal, alive);
+  Sums<kTokens> sum;
+  for (int i = 0; i < work.count;) {
+    const Place at = work.at(i);
+    // The segments of this block that are done here: [begin, end).
+    const int steps = many || work.count - i > deal.depth - at.k ? deal.depth - at.k : work.count - i;
+    const int begin = at.k / deal.length, end = (at.k + steps + deal.length - 1) / deal.length;
+    const int unit = at.block * deal.segments;
+    const auto place = [&](int worker, int segment) {
+      if (many) return p.partial + worker * kSize;
+      const int own = segment == 0 ? deal.segments - 1 : unit + segment - deal.begin(worker);
+      return p.partial + (int64_t{worker} * deal.segments + own) * kSize;
+    };
+    const bool whole = end - begin == deal.segments;
+    for (int segment = begin; segment < end; segment++) {
+      const int next = (segment + 1) * deal.length;
+      sum.multiply(ring, i, segment * deal.length, next < deal.depth ? next : deal.depth);
+      // What begins with segment 0 is added up here; other segments wait for those before them.
+      float* const kept = place(int(blockIdx.x), begin == 0 ? 0 : segment);
+      if (begin == 0 && segment > 0) sum.each([&](float& s, int j) { s = kept[j] + s; });
+      if (!whole || segment + 1 < end) sum.each([&](float s, int j) { kept[j] = s; });
+    }
+    if (!many && !whole) {
+      const int from = deal.worker_of(unit), to = deal.worker_of(unit + deal.segments - 1);
+      if (!last_to_arrive(p.counters + at.block, uint32_t(to - from + 1), ring.flag, Consumers{})) continue;
+      const float* const first = place(from, 0);
+      sum.each([&](float& s, int j) { s = first[j]; });
+      for (int segment = deal.begin(from + 1) - unit; segment < deal.segments; segment++) {
+        const float* const more = place(deal.worker_of(unit + segment), segment);
+        sum.each([&](float& s, int j) { s += more[j]; });
+      }
     }
 
-    const int row = at.block * kRows + warp * 16 + lane / 4;
+    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, row = at.block * kRows + warp * 16 + lane / 4;
     CRIA_UNROLL
     for (int j = 0; j < kTokens / 8; j++)
       for (int e = 0; e < 2; e++) {
@@ -264,7 +288,30 @@ __global__ void __launch_bounds__(kThreads, kTokens <= 64 ? 2 : 1)
         if (exists) epilogue.finish(row, token, sum.at[j * 4 + e], sum.at[j * 4 + e + 2]);
       }
   }
-#endif
+}
+
+template <int kTokens, bool many>
+__global__ void __launch_bounds__(threads_of(kTokens), kTokens <= 64 ? 2 : 1)
+    linear_sm90_kernel(const __grid_constant__ TensorMap weights, const __grid_constant__ TensorMap tokens, Problem p,
+                       Epilogue epilogue, Live live) {
+  if constexpr (kHasWgmma) {
+    CRIA_SHARED(bf16, shared);
+    const Ring<kTokens> ring(shared, p);
+    if (threadIdx.x == 0)
+      for (int s = 0; s < ring.kStages; s++) {
+        mbarrier_init(ring.full + s, 1);
+        mbarrier_init(ring.empty + s, kConsumers / 32);
+      }
+    sync_block();
+    grid_launch_dependents();
+    if (threadIdx.x >= kConsumers) {
+      if constexpr (kTokens == 256) give_registers<40>();
+      produce<kTokens, many>(&weights, &tokens, p, live, ring, threadIdx.x == kConsumers);
+    } else {
+      if constexpr (kTokens == 256) take_registers<232>();
+      consume<kTokens, many>(p, epilogue, live, ring);
+    }
+  }
 }
 
 TensorMap map_of_weights(const Linear& op, int64_t period) {
@@ -272,10 +319,10 @@ TensorMap map_of_weights(const Linear& op, int64_t period) {
   const bf16* const data = w.blocks[0].data;
   if (period == 0) return tensor_map<2>(data, {w.cols, w.rows}, {1, w.cols}, {kDepth, kRows});
   // Eight rows, both halves of a period, eights, periods: row_of() as axes.
-  const int eights = period / 16 < kRows / 16 ? int(period / 16) : kRows / 16;
+  const int eights = period < w.rows ? int(period / 16) : kRows / 16;
   return tensor_map<5>(data, {w.cols, 8, 2, period / 16, w.rows / period},
                        {1, w.cols, period / 2 * w.cols, 8 * w.cols, period * w.cols},
-                       {kDepth, 8, 2, eights, period < w.rows ? kRows / 16 / eights : 1});
+                       {kDepth, 8, 2, eights, kRows / 16 / eights});
 }
 
 bool norms_here(const Linear& op) {
@@ -309,7 +356,7 @@ void start(const Linear& op, const Linear& plain, float* partial, const Gpu& gpu
   const size_t ring = norm ? size_t{kStages} * kRows * kDepth * sizeof(bf16) : kStages * step_bytes(kTokens);
   const size_t shared = ring + resident + 2 * kStages * sizeof(uint64_t) +
                         (norm ? kTokens * kNormWarps * sizeof(float) : 0) + sizeof(uint32_t);
-  const Shape shape{dim3(unsigned(grid)), dim3(kThreads), shared, 1, gpu.dependent()};
+  const Shape shape{dim3(unsigned(grid)), dim3(threads_of(kTokens)), shared, 1, gpu.dependent()};
   launch(linear_sm90_kernel<kTokens, many>, Linear::name, shape, gpu.stream, weights, x, p, Epilogue(op),
          live_of(op.x));
 }
@@ -326,7 +373,7 @@ int64_t tile_of(const Linear& op, const Chip& chip) {
 
 size_t workspace_sm90(const Linear& op, const Chip& chip) {
   const Deal deal(op.weight, chip);
-  const int64_t slots = op.x.dims[0] > kFew ? chip.sms : 2 * deal.workers;
+  const int64_t slots = op.x.dims[0] > kFew ? chip.sms : int64_t{deal.workers} * deal.segments;
   return (norms_here(op) ? 0 : norm_bytes(op)) + size_t(slots * tile_of(op, chip) / 2 * kConsumers) * sizeof(float);
 }
 

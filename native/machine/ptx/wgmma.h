@@ -13,6 +13,25 @@ namespace cria::CRIA_MACHINE {
 #if defined(CRIA_ON_GPU) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define CRIA_WGMMA_ON_GPU 1
 #endif
+#if defined(CRIA_ON_GPU) && !defined(CRIA_WGMMA_ON_GPU)
+constexpr bool kHasWgmma = false;  // kernels that use it are empty here
+#else
+constexpr bool kHasWgmma = true;
+#endif
+
+// Registers of a thread from here on, a multiple of 8: a warpgroup gives some back, or waits for more.
+template <int registers>
+CRIA_DEVICE void give_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+template <int registers>
+CRIA_DEVICE void take_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
 
 // Where a matrix lies in shared memory, K-major, eight rows in 1024 bytes. tile: a multiple of 1024 bytes, and then up
 // to three times 16 elements of K. Bits: 0-13 address / 16, 16-29 unused here, 32-45 distance of eight rows / 16, 62-63
