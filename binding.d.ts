@@ -121,6 +121,7 @@ export interface Recorder {
 
 /** Work of one command with every row alive: bytes that must cross the memory bus once, floating-point operations. */
 export interface Cost {
+  /** 'attention'; of operations that became one: 'rmsNorm+linear+swiglu'. */
   readonly op: string
   readonly bytes: number
   readonly flops: number
@@ -236,6 +237,11 @@ export interface OpenOptions {
   threads?: number | undefined
   /** 'f32': the float32 test mode, for comparison with references; bf16 otherwise. */
   activations?: 'bf16' | 'f32' | undefined
+  /**
+   * Neighbouring operations become one kernel where a GPU has one for both; true when absent. The bits are the same either way.
+   * The CPU, whose activations stay in its cache, has none.
+   */
+  fuse?: boolean | undefined
 }
 
 /** What there is on this machine, best first, and why a device cannot be used. Opens nothing. */

@@ -91,7 +91,7 @@ export class Llama {
     weights: (device: Device, reserve: number) => Promise<Model>,
   ): Promise<Llama> {
     const name = (options.device ?? 'auto') as 'auto' | DeviceName
-    const device = open(name, { threads: options.threads, activations: options.activations })
+    const device = open(name, { threads: options.threads, activations: options.activations, fuse: options.fuse })
     try {
       const memory = devices().find(report => report.device === device.name)?.memory
       const limits = limitsFor(config, options, memory)

@@ -58,11 +58,14 @@ Napi::Value open(const Napi::CallbackInfo& info) {
     if (name != "cpu" && cpu.activation != DType::bf16)
       fail("ERR_DEVICE_UNSUPPORTED", "device ", name,
            ": activations is f32, expected bf16; only 'cpu' has the float32 mode");
-    const char* const settings = std::getenv("CRIA_SIMT");
-    auto device =
-        std::make_shared<OpenDevice>(env, gpu              ? open_plugin("cuda", {std::stoi(name.substr(5)), ""})
-                                          : name == "simt" ? open_plugin("simt", {0, settings ? settings : ""})
-                                                           : open_cpu(cpu));
+    PluginOptions gpu_options;
+    if (gpu) gpu_options.index = std::stoi(name.substr(5));
+    if (const char* const settings = std::getenv("CRIA_SIMT")) gpu_options.settings = settings;
+    const Napi::Value fuse = options.Get("fuse");
+    if (!fuse.IsUndefined() && !fuse.IsBoolean()) fail("ERR_ARGUMENT", "fuse is not true or false");
+    if (fuse.IsBoolean()) gpu_options.fuse = fuse.As<Napi::Boolean>();
+    auto device = std::make_shared<OpenDevice>(
+        env, name == "cpu" ? open_cpu(cpu) : open_plugin(gpu ? "cuda" : "simt", gpu_options));
     return DeviceClass::make(Addon::of(env).device, device);
   });
 }

@@ -33,7 +33,7 @@ Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
       std::visit(
           [&](const auto& op) {
             const Cost c = op.cost();
-            cost.Set("op", op.name);
+            cost.Set("op", label(op));
             cost.Set("bytes", c.bytes);
             cost.Set("flops", c.flops);
           },

@@ -356,7 +356,7 @@ CRIA_EXPORT cria::Device* cria_open_device(const cria::PluginOptions& options) {
   cudaDeviceProp p{};
   check(cudaGetDeviceProperties(&p, options.index), name.c_str());
   if (const std::string why = problem_of(p); !why.empty()) cria::fail("ERR_DEVICE_UNSUPPORTED", name, ": ", why);
-  return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index));
+  return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index), options.fuse);
 }
 
 CRIA_EXPORT void cria_list_devices(std::vector<cria::DeviceReport>& list) {

@@ -5,6 +5,7 @@
 
 #include "../core/random.h"
 #include "../machine/runtime.h"
+#include "../ops/fuse.h"
 #include "device.h"
 #include "measure.h"
 
@@ -27,8 +28,12 @@ __global__ void random_kernel(bf16* to, int64_t count, uint64_t seed, float scal
 
 class GpuDevice final : public Device {
  public:
-  GpuDevice(std::string name, std::shared_ptr<Runtime> runtime)
-      : name_(std::move(name)), runtime_(std::move(runtime)), counters_(allocate(kCounters * sizeof(uint32_t))) {}
+  // fuses: neighbouring ops become one kernel where there is one for both.
+  GpuDevice(std::string name, std::shared_ptr<Runtime> runtime, bool fuses)
+      : name_(std::move(name)),
+        runtime_(std::move(runtime)),
+        fuses_(fuses),
+        counters_(allocate(kCounters * sizeof(uint32_t))) {}
   ~GpuDevice() override { close(); }
 
   std::string name() const override { return name_; }
@@ -80,6 +85,11 @@ class GpuDevice final : public Device {
   }
 
   std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
+    if (!fuses_) return build(recording, results, std::move(keep));
+    const Fused fused = fuse(recording, results);
+    return build(fused.recording, fused.results, std::move(keep));
+  }
+  std::shared_ptr<Program> build(const Recording& recording, const std::vector<int>& results, Keep keep) {
     size_t workspace_bytes = 0;
     for (const Command& command : recording.commands())
       std::visit(
@@ -179,6 +189,7 @@ class GpuDevice final : public Device {
 
   const std::string name_;
   const std::shared_ptr<Runtime> runtime_;
+  const bool fuses_;
   const std::shared_ptr<Buffer> counters_;
 };
 

@@ -7,6 +7,7 @@ namespace cria {
 struct PluginOptions {
   int index = 0;         // of the GPU
   std::string settings;  // of the emulated machine: CRIA_SIMT
+  bool fuse = true;
 };
 // What the GPU's library was made for.
 struct PluginBuild {

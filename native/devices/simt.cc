@@ -120,5 +120,5 @@ std::shared_ptr<LibraryProduct> library_product(const Product&) { return nullptr
 
 extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
   auto runtime = std::make_shared<cria::simt::HostRuntime>(cria::simt::Options::parse(options.settings));
-  return new cria::simt::GpuDevice("simt", std::move(runtime));
+  return new cria::simt::GpuDevice("simt", std::move(runtime), options.fuse);
 }

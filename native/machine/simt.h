@@ -102,6 +102,14 @@ CRIA_DEVICE float fused(float a, float b, float c) {  // a b + c, rounded once
 #endif
 }
 
+CRIA_DEVICE float product(float a, float b) {  // rounded, never fused with what follows
+#ifdef CRIA_ON_GPU
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // --- Starting kernels
 
 #ifdef CRIA_ON_GPU

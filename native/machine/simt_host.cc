@@ -78,6 +78,11 @@ void Machine::wait(const char* what, Site site, bool (*over)(void*), void* condi
   t.fiber.stop();
 }
 
+unsigned char* Block::async_view() {
+  if (async.empty()) async.assign(launch->shared, kPoison);
+  return async.data();
+}
+
 [[noreturn]] void misuse(const std::string& message, Site site) {
   const Thread& t = *current;
   const Block& b = block();
@@ -150,6 +155,8 @@ void Machine::thread_main(void* thread) {
       misuse("a thread of a programmatic dependent has ended without grid_wait()", t.site);
     for (const auto& group : t.groups)
       if (!group.empty()) misuse("the thread has ended with a cp.async that it never waited for", t.site);
+    for (const auto& group : t.warp->products)
+      if (!group.empty()) misuse("the warp has ended with a wgmma that it never waited for", t.site);
   } catch (...) {
     if (!machine->error_) machine->error_ = std::current_exception();
   }

@@ -7,6 +7,7 @@
 #pragma once
 #include <math.h>
 
+#include <array>
 #include <cstdint>
 #include <cstring>
 #include <deque>
@@ -98,6 +99,9 @@ struct Warp {
   Thread* lane[32];
   unsigned lanes = 0, live = 0;
   Collective open[4];  // with disjoint masks
+  // wgmma: groups of products under way, the one being filled last; whether it may be filled.
+  std::vector<std::vector<std::function<void()>>> products{1};
+  bool fenced = false;
 };
 
 struct Block {
@@ -111,6 +115,7 @@ struct Block {
   std::vector<unsigned char> memory;  // canary, shared memory, canary
   unsigned char* shared = nullptr;
   std::vector<unsigned char> async;  // what the asynchronous proxy sees of shared memory; empty until somebody asks
+  unsigned char* async_view();       // nothing but NaN that was not copied or published
   struct Barrier {
     unsigned arrived = 0, expected = 0;
     Site site{};

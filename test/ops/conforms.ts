@@ -34,12 +34,12 @@ export interface Configuration {
 /** The environment that native code reads; jest gives tests a copy. */
 export const realEnv = (runInThisContext('process') as NodeJS.Process).env
 
-export function openAs({ device, cpu, simt, activations }: Configuration, threads = 2): Device {
+export function openAs({ device, cpu, simt, activations }: Configuration, threads = 2, fuse = true): Device {
   const { CRIA_CPU, CRIA_SIMT } = realEnv
   if (cpu) realEnv.CRIA_CPU = cpu
   if (simt) realEnv.CRIA_SIMT = [simt, process.env.CRIA_SIMT].filter(Boolean).join(',') // the later one counts
   try {
-    return open(device, { activations, ...(device === 'cpu' ? { threads } : {}) })
+    return open(device, { activations, fuse, ...(device === 'cpu' ? { threads } : {}) })
   } finally {
     for (const [name, before] of Object.entries({ CRIA_CPU, CRIA_SIMT })) {
       if (before === undefined) delete realEnv[name]
@@ -128,9 +128,9 @@ export class Lab {
   /** Recorded before every program: the cpu device runs small programs on one thread. */
   readonly #ballast: ((op: Recorder) => void) | undefined
 
-  constructor(configuration: Configuration, threads = 2, ballast = false) {
+  constructor(configuration: Configuration, threads = 2, ballast = false, fuse = true) {
     this.configuration = configuration
-    this.device = openAs(configuration, threads)
+    this.device = openAs(configuration, threads, fuse)
     this.mode = this.device.activation
     if (!ballast) return
     const x = this.device.tensor(this.mode as 'bf16', [1024, 128])

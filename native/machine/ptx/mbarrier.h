@@ -11,10 +11,8 @@ namespace cria::CRIA_MACHINE {
 #ifndef CRIA_ON_GPU
 struct MbarrierState {
   static constexpr uint32_t kMagic = 0x2a;
-  int32_t bytes : 24;  // expected and not there yet; copies may come before they are expected
-  uint32_t phase : 1;
-  uint32_t magic : 7;
-  uint16_t count, pending;
+  int32_t bytes;  // expected and not there yet; copies may come before they are expected
+  uint32_t count : 12, pending : 12, phase : 1, magic : 7;
 
   static MbarrierState of(const uint64_t* barrier, Site site) {
     MbarrierState s;
@@ -37,8 +35,11 @@ template <class Fill>
 void copy_in_flight(void* shared, uint32_t bytes, uint64_t* barrier, Site site, Fill fill) {
   MbarrierState::of(barrier, site);
   std::memset(shared, 0xff, bytes);
+  unsigned char* const seen = block().async_view() + (static_cast<unsigned char*>(shared) - block().shared);
+  std::memset(seen, 0xff, bytes);
   const auto land = [=] {
     fill();
+    std::memcpy(seen, shared, bytes);
     MbarrierState s = MbarrierState::of(barrier, site);
     s.bytes -= int32_t(bytes);
     s.keep(barrier);
@@ -83,7 +84,7 @@ CRIA_DEVICE void mbarrier_init(uint64_t* barrier, uint32_t count) {
 #else
   MbarrierState s{};
   s.magic = MbarrierState::kMagic;
-  s.count = s.pending = uint16_t(count);
+  s.count = s.pending = count & 0xfff;
   std::memcpy(barrier, &s, sizeof s);
 #endif
 }

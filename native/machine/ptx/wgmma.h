@@ -1,0 +1,209 @@
+// ptx/wgmma.h - tensor cores by the warpgroup: wgmma, matrices read from shared memory. PTX ISA 9.7.15. sm_90a only.
+//
+// d[64, n] += a[64, 16] b[n, 16]^T. Both lie in shared memory as rows of 64 bf16 in the 128-byte swizzle, as TMA writes
+// them; warp w of the group has rows 16 w to 16 w + 15 of d, in fragments of 8 columns like mma.sync:
+//   d[4 j + i] is (row g + 8 (i / 2), column 8 j + 2 t + i % 2), lane l with g = l / 4, t = l % 4.
+// It is asynchronous: between wgmma_commit() and the wait for its group d must not be touched, nor the matrices
+// overwritten. What threads have written into shared memory themselves it sees only after publish_shared().
+#pragma once
+#include "mma.h"
+
+namespace cria::CRIA_MACHINE {
+
+#if defined(CRIA_ON_GPU) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define CRIA_WGMMA_ON_GPU 1
+#endif
+#if defined(CRIA_ON_GPU) && !defined(CRIA_WGMMA_ON_GPU)
+constexpr bool kHasWgmma = false;  // kernels that use it are empty here
+#else
+constexpr bool kHasWgmma = true;
+#endif
+
+// Registers of a thread from here on, a multiple of 8: a warpgroup gives some back, or waits for more.
+template <int registers>
+CRIA_DEVICE void give_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+template <int registers>
+CRIA_DEVICE void take_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+
+// Where a matrix lies in shared memory, K-major, eight rows in 1024 bytes. tile: a multiple of 1024 bytes, and then up
+// to three times 16 elements of K. Bits: 0-13 address / 16, 16-29 unused here, 32-45 distance of eight rows / 16, 62-63
+// the swizzle (1: 128 bytes).
+CRIA_DEVICE uint64_t matrix_descriptor(const bf16* tile) {
+#ifdef CRIA_ON_GPU
+  const auto at = uint32_t(__cvta_generic_to_shared(tile));
+#else
+  const auto at = uint32_t(reinterpret_cast<const unsigned char*>(tile) - block().shared);
+#endif
+  return (at & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
+}
+
+// Registers of d are what they were before: before the first wgmma of a group.
+CRIA_DEVICE void wgmma_fence(CRIA_AT_FIRST) {
+#ifdef CRIA_ON_GPU
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#endif
+#else
+  if (machine->removed(site)) return;
+  int nothing = 0;
+  collective(kAllLanes, nothing, "wgmma.fence", site, [](int* const*) { current->warp->fenced = true; });
+#endif
+}
+
+CRIA_DEVICE void wgmma_commit(CRIA_AT_FIRST) {
+#ifdef CRIA_ON_GPU
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+#endif
+#else
+  int nothing = 0;
+  collective(kAllLanes, nothing, "wgmma.commit_group", site, [](int* const*) {
+    current->warp->products.emplace_back();
+    current->warp->fenced = false;
+  });
+#endif
+}
+
+// Until at most `pending` of the newest groups are under way.
+template <int pending>
+CRIA_DEVICE void wgmma_wait(CRIA_AT_FIRST) {
+#ifdef CRIA_ON_GPU
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(pending) : "memory");
+#endif
+#else
+  if (machine->removed(site)) return;
+  int nothing = 0;
+  collective(kAllLanes, nothing, "wgmma.wait_group", site, [](int* const*) {
+    auto& groups = current->warp->products;
+    while (int(groups.size()) - 1 > pending) {
+      for (const auto& product : groups.front()) product();
+      groups.erase(groups.begin());
+    }
+  });
+#endif
+}
+
+// Everything that this warp's lanes have written into shared memory can be read by wgmma, and by bulk copies out of it.
+// Other warps' products need a barrier besides. All lanes call it.
+CRIA_DEVICE void publish_shared(CRIA_AT_FIRST) {
+#ifdef CRIA_ON_GPU
+#if __CUDA_ARCH__ >= 900
+  asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+#endif
+#else
+  if (machine->removed(site)) return;
+  int nothing = 0;
+  collective(kAllLanes, nothing, "fence.proxy.async", site, [](int* const*) {
+    Block& b = block();
+    std::memcpy(b.async_view(), b.shared, b.launch->shared);
+  });
+#endif
+}
+
+#ifndef CRIA_ON_GPU
+// One element of a matrix as its descriptor says. Swizzle: bits 4-6 of the address are flipped by bits 7-9.
+inline float element_of(const unsigned char* shared, uint64_t descriptor, unsigned row, unsigned k) {
+  uint32_t at = uint32_t(descriptor & 0x3fff) << 4;
+  at += row / 8 * (uint32_t(descriptor >> 32 & 0x3fff) << 4) + row % 8 * 128 + k * 2;
+  at ^= at >> 3 & 0x70;
+  bf16 value;
+  std::memcpy(&value, shared + at, sizeof value);
+  return float(value);
+}
+
+// The 16 rows of a warp; d: of every lane.
+inline void multiply_16(float* const* d, const unsigned char* shared, unsigned warp, int n, uint64_t a, uint64_t b) {
+  float x[16][16], y[16][256];
+  for (unsigned k = 0; k < 16; k++) {
+    for (unsigned m = 0; m < 16; m++) x[m][k] = element_of(shared, a, warp * 16 + m, k);
+    for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k);
+  }
+  for (unsigned m = 0; m < 16; m++) {
+    float sum[256];
+    const auto at = [&](unsigned c) -> float& { return d[m % 8 * 4 + c % 8 / 2][c / 8 * 4 + m / 8 * 2 + c % 2]; };
+    for (unsigned c = 0; c < unsigned(n); c++) sum[c] = at(c);
+    for (unsigned k = 0; k < 16; k++)  // the hardware's order and rounding of these 16 products are its own
+      for (unsigned c = 0; c < unsigned(n); c++) sum[c] += x[m][k] * y[k][c];
+    for (unsigned c = 0; c < unsigned(n); c++) at(c) = sum[c];
+  }
+}
+#endif
+
+#ifdef CRIA_WGMMA_ON_GPU
+// Operands: n / 2 registers of d, then the two descriptors.
+#define CRIA_WGMMA(n, names, at_a, at_b, ...)                                                    \
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, 1, 0;\n wgmma.mma_async.sync.aligned.m64n" #n \
+               "k16.f32.bf16.bf16 {" names "}, %" #at_a ", %" #at_b ", p, 1, 1, 0, 0;\n}"        \
+               : __VA_ARGS__                                                                     \
+               : "l"(a), "l"(b)                                                                  \
+               : "memory")
+#define CRIA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define CRIA_D8(i) CRIA_D4(i), CRIA_D4(i + 4)
+#define CRIA_D16(i) CRIA_D8(i), CRIA_D8(i + 8)
+#define CRIA_D32(i) CRIA_D16(i), CRIA_D16(i + 16)
+#define CRIA_D64(i) CRIA_D32(i), CRIA_D32(i + 32)
+#define CRIA_N4 "%0, %1, %2, %3"
+#define CRIA_N8 CRIA_N4 ", %4, %5, %6, %7"
+#define CRIA_N16 CRIA_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define CRIA_N32 \
+  CRIA_N16       \
+  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CRIA_N64                                                                     \
+  CRIA_N32                                                                           \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
+  ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CRIA_N128                                                                                \
+  CRIA_N64                                                                                       \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"             \
+  ", %96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111" \
+  ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
+#endif
+
+// n: 8, 16, 32, 64, 128 or 256.
+template <int n>
+CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT) {
+#ifdef CRIA_ON_GPU
+#ifdef CRIA_WGMMA_ON_GPU
+  if constexpr (n == 8) CRIA_WGMMA(8, CRIA_N4, 4, 5, CRIA_D4(0));
+  if constexpr (n == 16) CRIA_WGMMA(16, CRIA_N8, 8, 9, CRIA_D8(0));
+  if constexpr (n == 32) CRIA_WGMMA(32, CRIA_N16, 16, 17, CRIA_D16(0));
+  if constexpr (n == 64) CRIA_WGMMA(64, CRIA_N32, 32, 33, CRIA_D32(0));
+  if constexpr (n == 128) CRIA_WGMMA(128, CRIA_N64, 64, 65, CRIA_D64(0));
+  if constexpr (n == 256) CRIA_WGMMA(256, CRIA_N128, 128, 129, CRIA_D64(0), CRIA_D64(64));
+#endif
+#else
+  struct Operands {
+    float* d;
+    uint64_t a, b;
+  } mine{d, a, b};
+  if (!current->warp->fenced) misuse("wgmma without a wgmma.fence before its group", site);
+  collective(kAllLanes, mine, "wgmma", site, [&](Operands* const* lanes) {
+    for (unsigned l = 1; l < 32; l++)
+      if (lanes[l]->a != lanes[0]->a || lanes[l]->b != lanes[0]->b)
+        misuse("wgmma: lanes name different matrices", site);
+    std::array<float*, 32> rows;
+    for (unsigned l = 0; l < 32; l++) rows[l] = lanes[l]->d;
+    Warp& w = *current->warp;
+    const unsigned warp = unsigned(&w - w.block->warps.data()) % 4;
+    const auto product = [rows, warp, a = lanes[0]->a, b = lanes[0]->b] {
+      multiply_16(rows.data(), block().async_view(), warp, n, a, b);
+    };
+    if (machine->options().late)
+      w.products.back().push_back(product);
+    else
+      product();
+  });
+#endif
+}
+
+}  // namespace cria::CRIA_MACHINE
