@@ -146,8 +146,8 @@ export interface Ceilings {
   /** Bytes read plus bytes written by a copy. */
   readonly copy: number
   /**
-   * Arithmetic of matrix products, from registers: FMA or bf16 dot products on the CPU; bf16 mma.sync on a GPU, which is
-   * less than wgmma can do on Hopper: take measureLibrary() too where there is one.
+   * Arithmetic of matrix products, with operands at hand: FMA or bf16 dot products on the CPU; bf16 mma.sync on a GPU,
+   * or wgmma where that is faster. No matrix product reaches it quite: see measureLibrary().
    */
   readonly flops: number
 }

@@ -112,7 +112,7 @@ const result = {
   ceilings: {
     read_gb_per_s: limits.read / 1e9,
     copy_gb_per_s: limits.copy / 1e9,
-    mma_tflop_per_s: limits.flops / 1e12,
+    instructions_tflop_per_s: limits.flops / 1e12,
     matmul_tflop_per_s: limits.matmul / 1e12,
     matmul_from: limits.matmulFrom,
     library: limits.library,
@@ -120,7 +120,7 @@ const result = {
   ceilings_afterwards: after && {
     read_gb_per_s: after.read / 1e9,
     copy_gb_per_s: after.copy / 1e9,
-    mma_tflop_per_s: after.flops / 1e12,
+    instructions_tflop_per_s: after.flops / 1e12,
   },
   kernels,
   make_weights_s: weightsSeconds,

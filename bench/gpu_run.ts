@@ -25,7 +25,7 @@ export interface Plan {
 
 /** Bytes and operations a second that shares are taken of. */
 export interface Limits extends Ceilings {
-  /** Of matrix products: the best of mma.sync from registers and the library. */
+  /** Of matrix products: the best that the library does, or else matrix instructions alone. */
   readonly matmul: number
   readonly matmulFrom: string
   readonly library: readonly Figures[]
@@ -35,7 +35,7 @@ export interface Limits extends Ceilings {
 export async function limitsOf(name: DeviceName, { config, prefill: lengths }: Plan): Promise<Limits> {
   using device = open(name)
   const ceilings = await device.measure()
-  let best = { flops: ceilings.flops, from: 'mma.sync from registers' }
+  let best = { flops: 0, from: '' }
   const library: Figures[] = []
   const { heads, kvHeads, headDim, dim, hidden } = config
   const products = [
@@ -51,6 +51,7 @@ export async function limitsOf(name: DeviceName, { config, prefill: lengths }: P
       library.push({ library: found.library, rows, out, in: into, tflop_per_s: found.flops / 1e12 })
       if (found.flops > best.flops) best = { flops: found.flops, from: found.library }
     }
+  if (best.flops === 0) best = { flops: ceilings.flops, from: 'matrix instructions alone' }
   return { ...ceilings, matmul: best.flops, matmulFrom: best.from, library }
 }
 

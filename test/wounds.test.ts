@@ -31,7 +31,7 @@ function wounds(folder: string, name: string): Wound[] {
 }
 const all = [
   ...readdirSync(ops)
-    .filter(name => name.endsWith('.cu'))
+    .filter(name => name.endsWith('.cu') && name !== 'ceilings.cu') // gives rates: nothing of it can be found missing
     .flatMap(name => wounds(ops, name)),
   ...readdirSync(tiles).flatMap(name => wounds(tiles, name)),
 ]

@@ -14,8 +14,8 @@ namespace cria::CRIA_MACHINE {
 int64_t ceiling_tile();
 void ceiling_read(void* sink, const void* from, int64_t bytes, int blocks, const Stream& stream);
 void ceiling_copy(void* to, const void* from, int64_t bytes, int blocks, const Stream& stream);
-void ceiling_multiply(void* sink, int rounds, int blocks, const Stream& stream);
-double ceiling_operations(int rounds, int blocks);
+void ceiling_multiply(void* sink, int rounds, int blocks, bool wgmma, const Stream& stream);
+double ceiling_operations(int rounds, int blocks, bool wgmma);
 
 // Bytes that are read: far more than any L2 cache holds, and a small part of the memory.
 inline int64_t measured_bytes([[maybe_unused]] const Chip& chip) {
@@ -97,8 +97,13 @@ inline void measure_ceilings(const std::shared_ptr<Runtime>& runtime, std::byte*
   work->add(&result->copy, double(bytes), [&] { runtime->copy(memory + half, memory, size_t(half), kept); });
   for (const int per_sm : {1, 2}) {
     const int blocks = runtime->chip().sms * per_sm;
-    work->add_graph(&result->flops, ceiling_operations(kRounds, blocks),
-                    [&](const Stream& stream) { ceiling_multiply(memory, kRounds, blocks, stream); });
+    work->add_graph(&result->flops, ceiling_operations(kRounds, blocks, false),
+                    [&](const Stream& stream) { ceiling_multiply(memory, kRounds, blocks, false, stream); });
+  }
+  if (runtime->chip().arch == 90) {
+    const int blocks = runtime->chip().sms;
+    work->add_graph(&result->flops, ceiling_operations(kRounds / 4, blocks, true),
+                    [&](const Stream& stream) { ceiling_multiply(memory, kRounds / 4, blocks, true, stream); });
   }
   work->end(std::move(done));
 }

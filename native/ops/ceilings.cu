@@ -1,6 +1,6 @@
 // ceilings.cu - the most that memory and matrix units of a GPU give, from kernels that do nothing else.
 #include "../machine/gpu.h"
-#include "../machine/ptx/mma.h"
+#include "../machine/ptx/wgmma.h"
 #include "../machine/tile/vectors.h"
 #include "ceilings.h"
 
@@ -64,6 +64,36 @@ __global__ void __launch_bounds__(kWarps * 32) multiply_kernel(float* sink, int 
   if (all == 0.123f) *sink = all;
 }
 
+constexpr int kGroups = 2, kTokens = 256, kDepth = 64;
+constexpr size_t kOperands = size_t{kGroups * 64 + kTokens} * kDepth * sizeof(bf16);
+
+// A warpgroup has 64 rows of its own and shares all columns.
+__global__ void __launch_bounds__(kGroups * 128, 1) multiply_wgmma_kernel(float* sink, int rounds) {
+  if constexpr (kHasWgmma) {
+    CRIA_SHARED(bf16, shared);  // [kGroups * 64 + kTokens][kDepth]
+    for (uint32_t i = threadIdx.x; i < kOperands / 4; i += kGroups * 128)
+      reinterpret_cast<uint32_t*>(shared)[i] = operand(blockIdx.x * uint32_t(kOperands) + i);
+    publish_shared();
+    sync_block();
+    const bf16* const a = shared + threadIdx.x / 128 * 64 * kDepth;
+    const bf16* const b = shared + kGroups * 64 * kDepth;
+    float d[kTokens / 2] = {};
+    for (int round = 0; round < rounds; round++) {
+      wgmma_fence();
+      CRIA_UNROLL
+      for (int step = 0; step < kDepth; step += 16)
+        wgmma_64xnx16<kTokens>(d, matrix_descriptor(a + step), matrix_descriptor(b + step));
+      wgmma_commit();
+      wgmma_wait<1>();
+    }
+    wgmma_wait<0>();
+    float all = 0;
+    CRIA_UNROLL
+    for (float f : d) all += f;
+    if (all == 0.123f) *sink = all;
+  }
+}
+
 }  // namespace
 
 int64_t ceiling_tile() { return kTile * int64_t{sizeof(uint32_t)}; }
@@ -76,12 +106,16 @@ void ceiling_copy(void* to, const void* from, int64_t bytes, int blocks, const S
   launch(copy_kernel, "ceiling_copy", Shape{dim3(unsigned(blocks)), dim3(kThreads)}, stream, static_cast<uint32_t*>(to),
          static_cast<const uint32_t*>(from), bytes / 4);
 }
-void ceiling_multiply(void* sink, int rounds, int blocks, const Stream& stream) {
+void ceiling_multiply(void* sink, int rounds, int blocks, bool wgmma, const Stream& stream) {
+  if (wgmma)
+    return launch(multiply_wgmma_kernel, "ceiling_wgmma", Shape{dim3(unsigned(blocks)), dim3(kGroups * 128), kOperands},
+                  stream, static_cast<float*>(sink), rounds);
   launch(multiply_kernel, "ceiling_multiply", Shape{dim3(unsigned(blocks)), dim3(kWarps * 32)}, stream,
          static_cast<float*>(sink), rounds);
 }
-double ceiling_operations(int rounds, int blocks) {
-  return double(blocks) * kWarps * rounds * kRows * kColumns * (2 * 16 * 8 * 16);
+double ceiling_operations(int rounds, int blocks, bool wgmma) {
+  const double a_round = wgmma ? kGroups * 2 * 64 * kTokens * kDepth : kWarps * kRows * kColumns * 2 * 16 * 8 * 16;
+  return double(blocks) * rounds * a_round;
 }
 
 }  // namespace cria::CRIA_MACHINE

@@ -9,7 +9,7 @@ namespace cria {
 struct Ceilings {
   double read = 0;   // bytes a second, all threads reading memory once
   double copy = 0;   // bytes read plus bytes written a second
-  double flops = 0;  // of products and sums a second, from registers: FMA, bf16 dot products, or mma.sync of bf16
+  double flops = 0;  // of products and sums a second, FMA, bf16 dot products, or bf16 mma.sync and wgmma
 };
 
 // The vendor's library in a matrix product of bf16, for comparison.
