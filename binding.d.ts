@@ -127,6 +127,16 @@ export interface Cost {
   readonly flops: number
 }
 
+/** A kernel as a program starts it. */
+export interface Launch {
+  /** Its mangled name; on the emulated GPU its address in the library, as nm shows it: '0x1f40'. */
+  readonly kernel: string
+  readonly grid: readonly number[]
+  readonly block: readonly number[]
+  /** Bytes of dynamic shared memory. */
+  readonly shared: number
+}
+
 /** A recorded forward pass: memory planned, ready to be replayed. */
 export interface Program<R> {
   /** What the body returned. These tensors live outside the arena, in two copies: step n can be read while n + 1 runs. */
@@ -134,6 +144,8 @@ export interface Program<R> {
   readonly cost: readonly Cost[]
   /** Bytes of device memory for activations and results. */
   readonly memory: number
+  /** The kernels that it starts, on a GPU; empty on the CPU. */
+  readonly launches: readonly Launch[]
   /** Enqueues the whole program; never blocks. One call across the boundary, whatever the number of layers. */
   run(): void
   [Symbol.dispose](): void

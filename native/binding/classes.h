@@ -220,6 +220,7 @@ class ProgramClass : public Wrapped<ProgramClass>, public Held {
  private:
   Napi::Value get_outputs(const Napi::CallbackInfo&);
   Napi::Value cost(const Napi::CallbackInfo&);
+  Napi::Value launches(const Napi::CallbackInfo&);
   Napi::Value memory(const Napi::CallbackInfo&);
   void run(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);

@@ -264,7 +264,7 @@ class CudaRuntime final : public Runtime {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "a graph");
     try {
-      launches(Stream{capture_});
+      launches(Stream{capture_, &made->launched});
     } catch (...) {
       cudaStreamEndCapture(capture_, &graph);
       if (graph) cudaGraphDestroy(graph);

@@ -42,6 +42,13 @@ struct WeightBlocks {
 };
 using SharedWeight = std::shared_ptr<const WeightBlocks>;
 
+// A kernel as a program starts it.
+struct KernelLaunch {
+  std::string kernel;
+  unsigned grid[3], block[3];
+  size_t shared;  // bytes of dynamic shared memory
+};
+
 // A recorded forward pass with its memory. Results lie outside the arena in two copies, used in turn.
 struct Program {
   std::vector<Command> commands[2];  // alike but for the addresses of results
@@ -51,6 +58,7 @@ struct Program {
   Keep keep;
   int64_t runs = 0;
   virtual ~Program() = default;
+  virtual std::vector<KernelLaunch> launches() const { return {}; }
   int copy_of_last_run() const { return runs > 0 ? int((runs - 1) & 1) : 0; }
 };
 

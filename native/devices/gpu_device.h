@@ -185,6 +185,12 @@ class GpuDevice final : public Device {
   };
   struct Recorded final : Program {
     std::shared_ptr<Graph> graphs[2];
+    std::vector<KernelLaunch> launches() const override {
+      std::vector<KernelLaunch> all;
+      for (const Launched& l : graphs[0]->launched)
+        all.push_back({l.kernel, {l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared});
+      return all;
+    }
   };
 
   const std::string name_;

@@ -1,4 +1,6 @@
 // simt.cc - the emulated device: the GPU's host code and kernels on fibers. For tests.
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <map>
 
@@ -11,6 +13,15 @@ namespace {
 
 constexpr size_t kCanary = 256;
 constexpr unsigned char kCanaryByte = 0xC5;
+
+// Of a kernel in this library, as nm has it: kernels have no names at run time.
+std::string place_of(const void* kernel) {
+  Dl_info library{};
+  dladdr(kernel, &library);
+  std::ostringstream text;
+  text << "0x" << std::hex << uintptr_t(kernel) - uintptr_t(library.dli_fbase);
+  return text.str();
+}
 
 struct Launches final : Graph {
   std::vector<Launch> list;
@@ -80,6 +91,7 @@ class HostRuntime final : public Runtime {
     Machine recorder{Options{}};
     launches(Stream{&recorder});
     graph->list = recorder.take();
+    for (const Launch& l : graph->list) graph->launched.push_back({place_of(l.kernel), l.grid, l.block, l.shared});
     return graph;
   }
   void replay(std::shared_ptr<Graph> graph, Kept kept) override {

@@ -19,6 +19,7 @@ constexpr const char* kUnreadable =
 
 // Launches in order. Replaying costs one call.
 struct Graph {
+  std::vector<Launched> launched;
   virtual ~Graph() = default;
 };
 

@@ -130,6 +130,7 @@ struct Block {
 
 struct Launch {
   std::function<void()> body;
+  const void* kernel = nullptr;
   std::string name;
   dim3 grid, block;
   size_t shared = 0;
