@@ -28,13 +28,13 @@ Options Options::parse(const std::string& text) {
       options.seed = std::stoull(value);
     else if (name == "copies" && (value == "early" || value == "late"))
       options.late = value == "late";
-    else if (name == "arch" && (value == "80" || value == "90"))
+    else if (name == "arch" && (value == "80" || value == "90" || value == "120"))
       options.arch = std::stoi(value);
     else if (name == "wound" && value.find(':') != std::string::npos)
       options.wound = value;
     else
       cria::fail("ERR_DEVICE_OPTION", "CRIA_SIMT has ", part,
-                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90 or wound=FILE:LINE, with commas "
+                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90, arch=120 or wound=FILE:LINE, with commas "
                  "between");
   }
   return options;
