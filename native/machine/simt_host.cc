@@ -34,7 +34,8 @@ Options Options::parse(const std::string& text) {
       options.wound = value;
     else
       cria::fail("ERR_DEVICE_OPTION", "CRIA_SIMT has ", part,
-                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90, arch=120 or wound=FILE:LINE, with commas "
+                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90, arch=120 or wound=FILE:LINE, "
+                 "with commas "
                  "between");
   }
   return options;

@@ -190,6 +190,16 @@ conforms('linear', check => {
       })
     }
   })
+  check('a row has the same bits among few and among many', async lab => {
+    const [rows, cols, out] = [600, 520, 136]
+    const x = lab.random.normals(rows * cols)
+    const w = lab.random.normals(out * cols)
+    const all = await multiply(lab, x, w, cols)
+    for (const count of [1, 9, 30, 65, 200, 256, 257, 385]) {
+      const some = lab.random.shuffled(Array(rows).keys()).slice(0, count)
+      sameBits(await multiply(lab, gather(x, cols, some), w, cols), gather(all, out, some), `${count} rows: element`)
+    }
+  })
   check('a column has the same bits whatever its neighbours are', async lab => {
     const [rows, cols, out] = [17, 257, 60]
     const x = lab.random.normals(rows * cols)
