@@ -6,66 +6,36 @@
 // every kernel here:
 //   few tokens: all segments, block of rows after block of rows, are dealt to workers, one for each multiprocessor, in
 //   equal runs. Of those that share a block the last one to finish adds up.
-//   many: a worker does whole tiles, and keeps the sum of earlier segments in device memory.
+//   many: a worker does whole tiles, and keeps the sum of earlier segments in registers of their own.
 #include "../machine/ptx/grid.h"
 #include "../machine/ptx/tensor_copy.h"
 #include "../machine/ptx/wgmma.h"
 #include "../machine/tile/arrive.h"
+#include "linear_deal.cuh"
 #include "linear_epilogue.cuh"
 #include "rms_norm.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr int kRows = 128, kDepth = kBoxColumns;
 constexpr int kConsumers = 256;
 constexpr int kFew = 256;                         // tokens of one tile
 constexpr int kNormTokens = 8;                    // up to here every worker normalises x itself
 constexpr size_t kNormBytes = size_t{128} << 10;  // if it fits, with two blocks a multiprocessor in mind
-[[maybe_unused]] constexpr int kSide = 8;  // many: blocks of rows that are done side by side, so that L2 has them
 static_assert(kConsumers == kNormThreads);
 
-// The producer is one warp; where sums take 128 registers it is a warpgroup, which gives the consumers its registers.
-constexpr int threads_of(int tokens) { return kConsumers + (tokens == 256 ? 128 : 32); }
-constexpr int stages_of(int tokens) { return tokens == 128 ? 6 : 4; }
+// The producer is one warp; where sums take many registers it is a warpgroup, which gives the consumers its own.
+constexpr bool is_wide(int tokens) { return tokens > 128; }
+constexpr int threads_of(int tokens) { return kConsumers + (is_wide(tokens) ? 128 : 32); }
+constexpr int stages_of(int tokens) { return tokens == 128 ? 6 : tokens == 192 ? 5 : 4; }
 constexpr size_t step_bytes(int tokens) { return size_t(kRows + tokens) * kDepth * sizeof(bf16); }
 
-constexpr int kMostSegments = 8;
-
-// How K is cut and how the segments are dealt. A run that ends within a block costs an exchange; so of the cuts that
-// keep the longest run within 4% of the best, the coarsest.
-struct Deal {
-  int blocks, depth;             // blocks of rows, steps of one block
-  int segments = 1, length = 1;  // of K, of a segment in steps
-  int workers = 1;
-
-  Deal(const Weight& w, const Chip& chip)
-      : blocks(int((w.rows + kRows - 1) / kRows)), depth(int((w.cols + kDepth - 1) / kDepth)) {
-    const int most = depth < kMostSegments ? depth : kMostSegments;
-    const auto longest_run = [&](int parts) {
-      cut(parts);
-      return int64_t{(units() + chip.sms - 1) / chip.sms} * length;
-    };
-    int64_t best = longest_run(1);
-    for (int parts = 2; parts <= most; parts++) best = longest_run(parts) < best ? longest_run(parts) : best;
-    for (int parts = 1; longest_run(parts) * 100 > best * 104;) parts++;
-    workers = units() < chip.sms ? units() : chip.sms;
-  }
-  void cut(int parts) {
-    length = (depth + parts - 1) / parts;
-    segments = (depth + length - 1) / length;
-  }
-  constexpr int units() const { return blocks * segments; }
-  // Worker -> its first unit; unit -> its worker; unit -> its first step, counted through all blocks.
-  constexpr int begin(int worker) const { return int(int64_t{worker} * units() / workers); }
-  constexpr int worker_of(int unit) const { return int((int64_t{unit + 1} * workers - 1) / units()); }
-  constexpr int step_of(int unit) const { return unit / segments * depth + unit % segments * length; }
-};
+constexpr int kPrefetch = 8;  // steps beyond the ring that come into L2: 132 x 8 x 16 KB are a third of it
 
 struct Problem {
   Deal deal;
-  // Sums of segments, [kTokens / 2][kConsumers] each. Of a worker [segments] with few tokens: those of his first block,
-  // and in the last place what he has added up from segment 0 on; with many tokens that place alone.
+  // With few tokens: sums of segments, [kTokens / 2][kConsumers] each, of a worker [segments]: those of his first
+  // block, and in the last place what he has added up from segment 0 on.
   float* partial;
   uint32_t* counters;  // [blocks]
   int64_t period;      // of pairs of weight rows
@@ -74,37 +44,6 @@ struct Problem {
   const bf16* norm;
   int64_t tokens, cols;
   float eps;
-};
-
-// A worker's steps: i -> where it is.
-struct Place {
-  int block, k, token;
-};
-template <int kTokens, bool many>
-struct Work {
-  const Deal& deal;
-  int count;  // of steps
-  int first;  // few: step; many: tile
-  int tiles;  // of tokens
-
-  CRIA_DEVICE Work(const Deal& d, int64_t live) : deal(d), first(int(blockIdx.x)), tiles(1) {
-    if (many) {
-      tiles = int((live + kTokens - 1) / kTokens);
-      const int all = deal.blocks * tiles;
-      count = (all - first + int(gridDim.x) - 1) / int(gridDim.x) * deal.depth;
-    } else {
-      first = deal.step_of(deal.begin(int(blockIdx.x)));
-      count = deal.step_of(deal.begin(int(blockIdx.x) + 1)) - first;
-    }
-  }
-  CRIA_DEVICE Place at(int i) const {
-    if (!many) return {(first + i) / deal.depth, (first + i) % deal.depth, 0};
-    // kSide blocks of rows for all tokens, then the next ones.
-    const int tile = first + i / deal.depth * int(gridDim.x);
-    const int before = tile / (kSide * tiles) * kSide, rest = tile - before * tiles;
-    const int side = deal.blocks - before < kSide ? deal.blocks - before : kSide;
-    return {before + rest % side, i % deal.depth, rest / side * kTokens};
-  }
 };
 
 // Shared memory: a ring of [weights [kRows, kDepth], tokens [kTokens, kDepth]], or of weights alone and then all of x
@@ -150,17 +89,22 @@ CRIA_DEVICE void produce(const TensorMap* weights, const TensorMap* tokens, cons
   const uint64_t token_policy = cache_policy(Evict::last);
   if (many) grid_wait();
   const Work<kTokens, many> work(p.deal, many ? live_rows(live) : 0);
-  const auto request_weights = [&](int i) {
-    uint64_t* const full = ring.full + i % kStages;
-    mbarrier_arrive(full, uint32_t(ring.step) * uint32_t(sizeof(bf16)));
+  // visit(what a tensor copy of the weights of step i takes)
+  const auto weights_of = [&](int i, auto visit) {
     const Place at = work.at(i);
     const int row = at.block * kRows, k = at.k * kDepth;
     if (p.period == 0) {
-      tensor_copy<2>(ring.weights(i), weights, {k, row}, full, weight_policy);
+      const int box[2] = {k, row};
+      visit(box);
     } else {
-      const int in = int(row % p.period);
-      tensor_copy<5>(ring.weights(i), weights, {k, 0, 0, in / 16, int(row / p.period)}, full, weight_policy);
+      const int box[5] = {k, 0, 0, int(row % p.period) / 16, int(row / p.period)};
+      visit(box);
     }
+  };
+  const auto request_weights = [&](int i) {
+    uint64_t* const full = ring.full + i % kStages;
+    mbarrier_arrive(full, uint32_t(ring.step) * uint32_t(sizeof(bf16)));
+    weights_of(i, [&](const auto& box) { tensor_copy(ring.weights(i), weights, box, full, weight_policy); });
   };
   const auto request_tokens = [&](int i) {
     if (ring.all_tokens) return;
@@ -168,9 +112,13 @@ CRIA_DEVICE void produce(const TensorMap* weights, const TensorMap* tokens, cons
     tensor_copy<2>(ring.tokens(i, 0), tokens, {at.k * kDepth, at.token}, ring.full + i % kStages, token_policy);
   };
   const int ahead = many ? 0 : work.count < kStages ? work.count : kStages;
-  // Weights do not depend on the kernel before.
-  if (requests)
+  // Weights do not depend on the kernel before. While it runs memory may be idle: more of them come as far as L2.
+  if (requests) {
+    prefetch_map(weights);
     for (int i = 0; i < ahead; i++) request_weights(i);
+    for (int i = ahead; i < ahead + kPrefetch && i < work.count && !many; i++)
+      weights_of(i, [&](const auto& box) { tensor_prefetch(weights, box, weight_policy); });
+  }
   if (!many) grid_wait();
   if (!requests) return;
   for (int i = 0; i < ahead; i++) request_tokens(i);
@@ -241,44 +189,12 @@ struct Sums {
 
 template <int kTokens, bool many>
 CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live& live, const Ring<kTokens>& ring) {
-  constexpr int64_t kSize = kTokens / 2 * kConsumers;
   const Deal& deal = p.deal;
   grid_wait();
   const int64_t alive = live_rows(live);
   if (ring.all_tokens) normalise(p, ring);
   const Work<kTokens, many> work(deal, alive);
-  Sums<kTokens> sum;
-  for (int i = 0; i < work.count;) {
-    const Place at = work.at(i);
-    // The segments of this block that are done here: [begin, end).
-    const int steps = many || work.count - i > deal.depth - at.k ? deal.depth - at.k : work.count - i;
-    const int begin = at.k / deal.length, end = (at.k + steps + deal.length - 1) / deal.length;
-    const int unit = at.block * deal.segments;
-    const auto place = [&](int worker, int segment) {
-      if (many) return p.partial + worker * kSize;
-      const int own = segment == 0 ? deal.segments - 1 : unit + segment - deal.begin(worker);
-      return p.partial + (int64_t{worker} * deal.segments + own) * kSize;
-    };
-    const bool whole = end - begin == deal.segments;
-    for (int segment = begin; segment < end; segment++) {
-      const int next = (segment + 1) * deal.length;
-      sum.multiply(ring, i, segment * deal.length, next < deal.depth ? next : deal.depth);
-      // What begins with segment 0 is added up here; other segments wait for those before them.
-      float* const kept = place(int(blockIdx.x), begin == 0 ? 0 : segment);
-      if (begin == 0 && segment > 0) sum.each([&](float& s, int j) { s = kept[j] + s; });
-      if (!whole || segment + 1 < end) sum.each([&](float s, int j) { kept[j] = s; });
-    }
-    if (!many && !whole) {
-      const int from = deal.worker_of(unit), to = deal.worker_of(unit + deal.segments - 1);
-      if (!last_to_arrive(p.counters + at.block, uint32_t(to - from + 1), ring.flag, Consumers{})) continue;
-      const float* const first = place(from, 0);
-      sum.each([&](float& s, int j) { s = first[j]; });
-      for (int segment = deal.begin(from + 1) - unit; segment < deal.segments; segment++) {
-        const float* const more = place(deal.worker_of(unit + segment), segment);
-        sum.each([&](float& s, int j) { s += more[j]; });
-      }
-    }
-
+  const auto finish = [&](const Place& at, const Sums<kTokens>& sum) {
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, row = at.block * kRows + warp * 16 + lane / 4;
     CRIA_UNROLL
     for (int j = 0; j < kTokens / 8; j++)
@@ -287,6 +203,54 @@ CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live&
         const bool exists = guard(token < alive);
         if (exists) epilogue.finish(row, token, sum.at[j * 4 + e], sum.at[j * 4 + e + 2]);
       }
+  };
+  const auto end_of = [&](int segment) {
+    return (segment + 1) * deal.length < deal.depth ? (segment + 1) * deal.length : deal.depth;
+  };
+  Sums<kTokens> sum;
+  if constexpr (many) {
+    Sums<kTokens> total;
+    for (int i = 0; i < work.count;) {
+      const Place at = work.at(i);
+      total.multiply(ring, i, 0, end_of(0));
+      for (int segment = 1; segment < deal.segments; segment++) {
+        sum.multiply(ring, i, segment * deal.length, end_of(segment));
+        CRIA_UNROLL
+        for (int j = 0; j < kTokens / 2; j++) total.at[j] += sum.at[j];
+      }
+      finish(at, total);
+    }
+  } else {
+    for (int i = 0; i < work.count;) {
+      const Place at = work.at(i);
+      // The segments of this block that are done here: [begin, end).
+      const int steps = work.count - i > deal.depth - at.k ? deal.depth - at.k : work.count - i;
+      const int begin = at.k / deal.length, end = (at.k + steps + deal.length - 1) / deal.length;
+      const int unit = at.block * deal.segments;
+      const auto place = [&](int worker, int segment) {
+        const int own = segment == 0 ? deal.segments - 1 : unit + segment - deal.begin(worker);
+        return p.partial + (int64_t{worker} * deal.segments + own) * (kTokens / 2 * kConsumers);
+      };
+      const bool whole = end - begin == deal.segments;
+      for (int segment = begin; segment < end; segment++) {
+        sum.multiply(ring, i, segment * deal.length, end_of(segment));
+        // What begins with segment 0 is added up here; other segments wait for those before them.
+        float* const kept = place(int(blockIdx.x), begin == 0 ? 0 : segment);
+        if (begin == 0 && segment > 0) sum.each([&](float& s, int j) { s = kept[j] + s; });
+        if (!whole || segment + 1 < end) sum.each([&](float s, int j) { kept[j] = s; });
+      }
+      if (!whole) {
+        const int from = deal.worker_of(unit), to = deal.worker_of(unit + deal.segments - 1);
+        if (!last_to_arrive(p.counters + at.block, uint32_t(to - from + 1), ring.flag, Consumers{})) continue;
+        const float* const first = place(from, 0);
+        sum.each([&](float& s, int j) { s = first[j]; });
+        for (int segment = deal.begin(from + 1) - unit; segment < deal.segments; segment++) {
+          const float* const more = place(deal.worker_of(unit + segment), segment);
+          sum.each([&](float& s, int j) { s += more[j]; });
+        }
+      }
+      finish(at, sum);
+    }
   }
 }
 
@@ -305,10 +269,10 @@ __global__ void __launch_bounds__(threads_of(kTokens), kTokens <= 64 ? 2 : 1)
     sync_block();
     grid_launch_dependents();
     if (threadIdx.x >= kConsumers) {
-      if constexpr (kTokens == 256) give_registers<40>();
+      if constexpr (is_wide(kTokens)) give_registers<40>();
       produce<kTokens, many>(&weights, &tokens, p, live, ring, threadIdx.x == kConsumers);
     } else {
-      if constexpr (kTokens == 256) take_registers<232>();
+      if constexpr (is_wide(kTokens)) take_registers<232>();
       consume<kTokens, many>(p, epilogue, live, ring);
     }
   }
@@ -363,27 +327,27 @@ void start(const Linear& op, const Linear& plain, float* partial, const Gpu& gpu
 
 int64_t tile_of(const Linear& op, const Chip& chip) {
   const int64_t tokens = op.x.dims[0];
-  if (tokens > kFew) return (tokens + 255) / 256 * Deal(op.weight, chip).blocks < chip.sms ? 128 : 256;
+  if (tokens > kFew) return (tokens + 191) / 192 * Deal(op.weight, chip).blocks < chip.sms ? 128 : 192;
   int64_t tile = kNormTokens;
   while (tile < tokens) tile *= 2;
   return tile;
 }
+size_t norm_apart(const Linear& op) { return norms_here(op) ? 0 : norm_bytes(op); }
 
 }  // namespace
 
 size_t workspace_sm90(const Linear& op, const Chip& chip) {
   const Deal deal(op.weight, chip);
-  const int64_t slots = op.x.dims[0] > kFew ? chip.sms : int64_t{deal.workers} * deal.segments;
-  return (norms_here(op) ? 0 : norm_bytes(op)) + size_t(slots * tile_of(op, chip) / 2 * kConsumers) * sizeof(float);
+  const int64_t places = op.x.dims[0] > kFew ? 0 : int64_t{deal.workers} * deal.segments;
+  return norm_apart(op) + size_t(places * tile_of(op, chip) / 2 * kConsumers) * sizeof(float);
 }
 
 void run_sm90(const Linear& op, const Gpu& gpu) {
-  const bool here = norms_here(op);
-  const Linear plain = here ? op : normalised(op, gpu);
-  auto* const partial = reinterpret_cast<float*>(gpu.workspace + (here ? 0 : norm_bytes(op)));
+  const Linear plain = norms_here(op) ? op : normalised(op, gpu);
+  auto* const partial = reinterpret_cast<float*>(gpu.workspace + norm_apart(op));
   const int64_t tile = tile_of(op, *gpu.chip);
-  if (op.x.dims[0] > kFew)
-    return tile == 128 ? start<128, true>(op, plain, partial, gpu) : start<256, true>(op, plain, partial, gpu);
+  if (tile == 192) return start<192, true>(op, plain, partial, gpu);
+  if (op.x.dims[0] > kFew) return start<128, true>(op, plain, partial, gpu);
   if (tile == 8) return start<8, false>(op, plain, partial, gpu);
   if (tile == 16) return start<16, false>(op, plain, partial, gpu);
   if (tile == 32) return start<32, false>(op, plain, partial, gpu);

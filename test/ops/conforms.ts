@@ -53,9 +53,9 @@ const sets = ['scalar', ...(process.arch === 'x64' ? ['avx2', 'avx512', 'avx512b
 const others = devices().filter(report => report.device !== 'cpu' && report.available)
 export const configurations: readonly Configuration[] = [
   ...sets.flatMap(cpu => modes.map(activations => ({ device: 'cpu' as const, cpu, activations }))),
-  // Both generations of kernels, asynchronous copies as late and as early as may be.
+  // Both families of kernels, asynchronous copies as late and as early as may be.
   { device: 'simt', simt: 'arch=90,copies=late', activations: 'bf16' },
-  { device: 'simt', simt: 'arch=80,copies=early', activations: 'bf16' },
+  { device: 'simt', simt: 'arch=120,copies=early', activations: 'bf16' },
   ...others.map(({ device }) => ({ device: device as DeviceName, activations: 'bf16' as const })),
 ]
 
