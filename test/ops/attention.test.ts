@@ -1,5 +1,5 @@
 import { conforms, type Lab } from './conforms.ts'
-import { abs, exp, floor, max, min, sameBits, sqrt, u32, type Values } from './numbers.ts'
+import { abs, exp, finite, floor, max, min, nan, sameBits, sqrt, u32, type Values } from './numbers.ts'
 import {
   addressOf,
   cacheOf,
@@ -233,6 +233,49 @@ conforms('attention', check => {
       if (Number.isNaN(y[i]) !== (row >= 5 && row < 10)) throw new Error(`row ${row} is ${y[i]}`)
     }
   })
+
+  const spoilers: readonly (readonly [value: number, position: number, columns: number])[] = [
+    [Number.NaN, 0, 1],
+    [Number.NaN, 3, 64],
+    [Number.NaN, 62, 64],
+    [Number.POSITIVE_INFINITY, 15, 1],
+    [Number.POSITIVE_INFINITY, 63, 64],
+    [Number.NEGATIVE_INFINITY, 64, 1],
+    [Number.NaN, 64, 64],
+    [Number.NaN, 96, 1],
+  ]
+  for (const [value, position, columns] of spoilers)
+    check(`${value} in ${columns} columns of value ${position}: in the rows that see it and no other`, async lab => {
+      const shape = { heads: 6, kvHeads: 2, headDim: 64 }
+      const spans = [
+        { length: 97, rows: 97 },
+        { length: 99, rows: 4 },
+        { length: 97, rows: 1 },
+        { length: 20, rows: 20 },
+      ]
+      const problem = problemOf(lab, shape, spans)
+      for (const part of [problem.k, problem.v]) part[2]!.set(part[0]!) // sequence 2: the last token of sequence 0, alone
+      problem.q.copyWithin(101 * 6 * 64, 96 * 6 * 64, 97 * 6 * 64)
+      const lengths = spans.map(span => span.length)
+      const pages = deal(lab.random, lengths, 5)
+      const expected = await attend(lab, problem, pages)
+      const from = columns === 1 ? 37 : 0
+      const at = (position * 2 + 1) * 64 + from // of key/value head 1
+      for (const [s, v] of problem.v.entries()) if (position < lengths[s]!) v.fill(value, at, at + columns)
+      const y = await attend(lab, problem, pages)
+      let row = 0
+      for (const { length, rows } of spans)
+        for (let i = 0; i < rows; i++, row++)
+          for (let h = 3; length - rows + i >= position && h < 6; h++) {
+            const first = (row * 6 + h) * 64 + from
+            const spoiled = y.subarray(first, first + columns)
+            // An infinity times a weight that is the sum of two numbers, one of them 0, is NaN.
+            if (spoiled.some(nan(value) ? x => !nan(x) : finite)) throw new Error(`row ${row}, head ${h} is ${spoiled}`)
+            expected.set(spoiled, first)
+          }
+      sameBits(y, expected)
+      sameBits(y.subarray(101 * 6 * 64, 102 * 6 * 64), y.subarray(96 * 6 * 64, 97 * 6 * 64), 'alone: element')
+    })
 
   for (const [name, damage, last] of damages)
     check(`${name}: rows of NaN in that sequence, and in no other`, async lab => {
