@@ -14,7 +14,7 @@
 #include "../machine/tile/arrive.h"
 #include "../machine/tile/reduce.h"
 #include "../machine/tile/vectors.h"
-#include "attention_units.h"
+#include "attention_units.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
@@ -286,6 +286,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
 template <int dim>
 __global__ void __launch_bounds__(kThreads, 2) attention_kernel(Arguments op, Live live) {
   CRIA_SHARED(uint8_t, shared);
+  grid_launch_dependents();
   grid_wait();
   const int64_t alive = live_rows(live);
   Dealer dealer;

@@ -13,7 +13,7 @@
 #include "../machine/tile/arrive.h"
 #include "../machine/tile/reduce.h"
 #include "../machine/tile/vectors.h"
-#include "sample_numbers.h"
+#include "sample_numbers.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
@@ -252,6 +252,7 @@ CRIA_DEVICE Slice statistics(int64_t slice, const float (&v)[kEach]) {
 
 __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live live) {
   CRIA_SHARED(Shared, shared);
+  grid_launch_dependents();
   grid_wait();
   const int64_t at = blockIdx.x / op.blocks;
   if (!is_live(live, at)) return;

@@ -1,4 +1,4 @@
-// attention_units.h - how the work of attention.cu is dealt to its blocks. For that file alone, after the machine's
+// attention_units.cuh - how the work of attention.cu is dealt to its blocks. For that file alone, after the machine's
 // headers.
 #pragma once
 #include "attention.h"

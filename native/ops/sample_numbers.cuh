@@ -1,4 +1,4 @@
-// sample_numbers.h - the arithmetic of sample.cu: ordered keys of floats, random numbers. For that file alone, after
+// sample_numbers.cuh - the arithmetic of sample.cu: ordered keys of floats, random numbers. For that file alone, after
 // the machine's headers.
 #pragma once
 #include "sample.h"
