@@ -26,6 +26,8 @@ const users: Record<string, string> = {
   'linear.cu': '(linear|fuse)',
   'linear_sm90.cu': '(linear|fuse)',
   'linear_epilogue.cuh': '(linear|fuse)',
+  'attention_units.cuh': 'attention',
+  'sample_numbers.cuh': 'sample',
 }
 
 function wounds(folder: string, name: string): Wound[] {

@@ -15,21 +15,21 @@ struct Deal {
   int segments = 1, length = 1;  // of K, of a segment in steps
   int workers = 1;
 
-  Deal(const Weight& w, const Chip& chip)
-      : blocks(int((w.rows + kRows - 1) / kRows)), depth(int((w.cols + kDepth - 1) / kDepth)) {
+  constexpr Deal(int64_t rows, int64_t cols, int sms)
+      : blocks(int((rows + kRows - 1) / kRows)), depth(int((cols + kDepth - 1) / kDepth)) {
     const int most = depth < kMostSegments ? depth : kMostSegments;
-    const auto longest_run = [&](int parts) {
-      cut(parts);
-      return int64_t{(units() + chip.sms - 1) / chip.sms} * length;
-    };
-    int64_t best = longest_run(1);
-    for (int parts = 2; parts <= most; parts++) best = longest_run(parts) < best ? longest_run(parts) : best;
-    for (int parts = 1; longest_run(parts) * 100 > best * 104;) parts++;
-    workers = units() < chip.sms ? units() : chip.sms;
+    int64_t best = longest_run(1, sms);
+    for (int parts = 2; parts <= most; parts++)
+      if (const int64_t run = longest_run(parts, sms); run < best) best = run;
+    for (int parts = 1; longest_run(parts, sms) * 100 > best * 104;) parts++;
+    workers = units() < sms ? units() : sms;
   }
-  void cut(int parts) {
+  Deal(const Weight& w, const Chip& chip) : Deal(w.rows, w.cols, chip.sms) {}
+  // Cuts K, and says how many steps the busiest worker has then.
+  constexpr int64_t longest_run(int parts, int sms) {
     length = (depth + parts - 1) / parts;
     segments = (depth + length - 1) / length;
+    return int64_t{(units() + sms - 1) / sms} * length;
   }
   constexpr int units() const { return blocks * segments; }
   // Worker -> its first unit; unit -> its worker; unit -> its first step, counted through all blocks.
@@ -37,6 +37,25 @@ struct Deal {
   constexpr int worker_of(int unit) const { return int((int64_t{unit + 1} * workers - 1) / units()); }
   constexpr int step_of(int unit) const { return unit / segments * depth + unit % segments * length; }
 };
+
+// Llama 3 8B on 132 multiprocessors: q | k | v, o, gate | up, down, head. Steps of the busiest worker: 24 where the
+// mean is 23.3, 16 (15.5), 112 (108.6), 56 (54.3), 506 (485.8).
+static_assert(Deal(6144, 4096, 132).segments == 8 && Deal(4096, 4096, 132).segments == 4);
+static_assert(Deal(28672, 4096, 132).segments == 4 && Deal(4096, 14336, 132).segments == 4);
+static_assert(Deal(128256, 4096, 132).segments == 3);
+// Every unit belongs to the worker in whose run it lies.
+constexpr bool is_consistent(const Deal& d) {
+  int worker = 0, step = 0;
+  for (int unit = 0; unit < d.units(); unit++) {
+    if (unit == d.begin(worker + 1)) worker++;
+    if (d.worker_of(unit) != worker || d.step_of(unit) != step) return false;
+    const int in = unit % d.segments * d.length;
+    step += in + d.length < d.depth ? d.length : d.depth - in;
+  }
+  return worker == d.workers - 1 && step == d.blocks * d.depth && d.begin(d.workers) == d.units();
+}
+static_assert(is_consistent(Deal(6144, 4096, 132)) && is_consistent(Deal(4096, 14336, 114)));
+static_assert(is_consistent(Deal(8, 8, 132)) && is_consistent(Deal(520, 1032, 4)) && is_consistent(Deal(136, 264, 7)));
 
 // A worker's steps: i -> where it is.
 struct Place {

@@ -25,6 +25,17 @@ constexpr int64_t row_of(int64_t at, int64_t period) {
   return at - in + in / 16 * 8 + in % 8 + (in % 16 < 8 ? 0 : period / 2);
 }
 
+constexpr bool pairs_up(int64_t rows, int64_t period) {
+  int64_t sum = 0;
+  for (int64_t at = 0; at < rows; at++) {
+    const int64_t row = row_of(at, period);
+    if (row / period != at / period || (at % 16 < 8 && row_of(at + 8, period) != row + period / 2)) return false;
+    sum += row;
+  }
+  return sum == rows * (rows - 1) / 2;
+}
+static_assert(pairs_up(192, 64) && pairs_up(384, 128) && pairs_up(48, 48) && pairs_up(272, 272));
+
 struct Epilogue {
   const float* add;  // or nullptr
   float* y_f32;      // or nullptr

@@ -226,6 +226,18 @@ export class Lab {
     program[Symbol.dispose]()
     return Object.fromEntries(read) as { [K in keyof R]: Values }
   }
+  /** What record() throws has that code, and the tensors stay as they are. */
+  async rejects(code: string, body: (op: Recorder) => unknown, ...unchanged: readonly DeviceTensor[]): Promise<void> {
+    const before = await Promise.all(unchanged.map(tensor => this.bits(tensor)))
+    let thrown: unknown = 'nothing'
+    try {
+      this.device.record(op => ({ y: body(op) as DeviceTensor })).run()
+    } catch (error) {
+      thrown = (error as CriaError).code
+    }
+    if (thrown !== code) throw new Error(`${thrown} was thrown, expected ${code}`)
+    for (const [i, tensor] of unchanged.entries()) sameBits(await this.bits(tensor), before[i]!, `tensor ${i}`)
+  }
   /** As run, for one tensor. */
   async one(body: (op: Recorder) => DeviceTensor): Promise<Values> {
     return (await this.run(op => ({ y: body(op) }))).y
@@ -286,4 +298,19 @@ export function gather(values: Values, width: number, rows: readonly number[]): 
 }
 
 export const dims = [1, 3, 8, 24, 40, 100, 257] as const
+/** Sizes that a GPU takes as well: multiples of 8, of nothing larger. */
+export const dimsOf8 = [8, 24, 40, 104, 136, 264, 520] as const
 export const rowCounts = [1, 7, 17, 54, 97] as const
+export const sizes: readonly (readonly [rows: number, dim: number])[] = dimsOf8.flatMap(dim =>
+  [...rowCounts, 577].map(rows => [rows, dim] as const),
+)
+
+/** An op that looks at each row alone, `run` on some of `rows` rows: all of them, which have the same bits again and among others. */
+export async function byRows(lab: Lab, rows: number, run: (rows: readonly number[]) => Promise<Values>): Promise<Values> {
+  const every = [...Array(rows).keys()]
+  const all = await run(every)
+  sameBits(await run(every), all, 'again: element')
+  const some = lab.random.shuffled(every).slice(0, Math.ceil(rows / 3))
+  sameBits(await run(some), gather(all, all.length / rows, some), `rows ${some}: element`)
+  return all
+}
