@@ -69,10 +69,10 @@ function reasonToSkip(configuration: Configuration): string | undefined {
 }
 
 export type Case = (lab: Lab) => Promise<void>
-type Define = (check: (name: string, run: Case) => void) => void
+type Define = (name: string, run: Case) => void
 
 /** Runs the cases of an op everywhere. A failure tells the seed; CRIA_SEED replays it. */
-export function conforms(op: string, define: Define): void {
+export function conforms(op: string, define: (check: Define) => void): void {
   for (const configuration of configurations) {
     const { device, cpu, simt, activations } = configuration
     const name = `${op} on ${[device, cpu, simt, activations].filter(Boolean).join(' ')}`
@@ -90,7 +90,7 @@ export function conforms(op: string, define: Define): void {
         // A GPU takes multiples of 8 and heads of 64 and 128, and refuses the rest; that may not be most of the cases.
         if (device !== 'cpu') expect(cases.ran).toBeGreaterThanOrEqual(cases.refused)
       })
-      define((title, run) =>
+      for (const [title, run] of chosen(define))
         test(title, async () => {
           const seed = Number(process.env.CRIA_SEED ?? hash(`${op} ${title}`))
           labs[0]!.random = new Random(seed)
@@ -105,9 +105,17 @@ export function conforms(op: string, define: Define): void {
             if (error instanceof Error) error.message += ` (CRIA_SEED=${seed})`
             throw error
           }
-        }))
+        })
     })
   }
+}
+
+/** All cases; with CRIA_CASES=n, for slow tools, about n of them from the first to the last. */
+function chosen(define: (check: Define) => void): [title: string, run: Case][] {
+  const all: [string, Case][] = []
+  define((title, run) => void all.push([title, run]))
+  const most = Number(process.env.CRIA_CASES ?? all.length)
+  return all.filter((_, i) => Math.floor((i * most) / all.length) !== Math.floor(((i + 1) * most) / all.length))
 }
 
 /** A tensor of the device together with the values that it really holds. */
