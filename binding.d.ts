@@ -121,9 +121,20 @@ export interface Recorder {
 
 /** Work of one command with every row alive: bytes that must cross the memory bus once, floating-point operations. */
 export interface Cost {
+  /** 'attention'; of operations that became one: 'rmsNorm+linear+swiglu'. */
   readonly op: string
   readonly bytes: number
   readonly flops: number
+}
+
+/** A kernel as a program starts it. */
+export interface Launch {
+  /** Its mangled name; on the emulated GPU its address in the library, as nm shows it: '0x1f40'. */
+  readonly kernel: string
+  readonly grid: readonly number[]
+  readonly block: readonly number[]
+  /** Bytes of dynamic shared memory. */
+  readonly shared: number
 }
 
 /** A recorded forward pass: memory planned, ready to be replayed. */
@@ -133,6 +144,8 @@ export interface Program<R> {
   readonly cost: readonly Cost[]
   /** Bytes of device memory for activations and results. */
   readonly memory: number
+  /** The kernels that it starts, on a GPU; empty on the CPU. */
+  readonly launches: readonly Launch[]
   /** Enqueues the whole program; never blocks. One call across the boundary, whatever the number of layers. */
   run(): void
   [Symbol.dispose](): void
@@ -144,7 +157,10 @@ export interface Ceilings {
   readonly read: number
   /** Bytes read plus bytes written by a copy. */
   readonly copy: number
-  /** The fastest arithmetic that matrix products use: FMA or bf16 dot products on the CPU, bf16 matrix products on a GPU. */
+  /**
+   * Arithmetic of matrix products, with operands at hand: FMA or bf16 dot products on the CPU; bf16 mma.sync on a GPU,
+   * or wgmma where that is faster. No matrix product reaches it quite: see measureLibrary().
+   */
   readonly flops: number
 }
 
@@ -165,22 +181,39 @@ export interface Device {
    * finished; rejects if anything enqueued has failed.
    */
   read<V extends ArrayBufferView>(from: DeviceTensor, into: V): Promise<V>
+  /** Bytes of memory of its own that are free; Infinity on the CPU, where weights stay where they are mapped. */
+  readonly freeMemory: number
   /**
-   * Opens, validates and reads ahead safetensors files. Rejects with ERR_MODEL_FILE_*, ERR_SAFETENSORS_* or
+   * Opens and validates safetensors files; on the CPU reads them ahead, with progress. Rejects with ERR_MODEL_FILE_*, ERR_SAFETENSORS_* or
    * ERR_WEIGHTS_DUPLICATE; with signal.reason when aborted.
    */
   weights(
     files: readonly string[],
     options?: { onProgress?: ((bytes: number, total: number) => void) | undefined; signal?: AbortSignal | undefined },
   ): Promise<ReadonlyMap<string, Weight>>
+  /**
+   * Brings a weight into the device's memory, where it otherwise goes when it is first recorded. Resolves when it is
+   * there. While one is copied the next ones are read from their files: give it two or three at a time.
+   */
+  upload(weight: Weight): Promise<void>
   /** Rows of several weights as one: q | k | v, gate | up. */
   stack(...parts: readonly Weight[]): Weight
   /** Nearly normal random values [out, in] or [dim], for benchmarks of a shape without its weights. seed: a whole number. */
   random(shape: readonly number[], seed: number, std: number): Weight
   /** Copies whole pages of every layer, in order: from[i] -> to[i]. */
   copyPages(kv: readonly KvLayer[], from: Int32Array, to: Int32Array): void
+  /**
+   * Seconds on the device's clock at the moment when everything enqueued so far has finished. The difference of two is
+   * the time of what was enqueued between them.
+   */
+  clock(): Promise<number>
   /** What this machine can do, measured now in about a second (medians of five): the denominators of benchmarks. */
   measure(): Promise<Ceilings>
+  /**
+   * Operations a second of the vendor's library in x W^T, x [rows, into], W [out, into], bf16 with float32 sums: what
+   * benchmarks compare with. undefined where there is no such library: cuBLASLt is neither linked nor needed.
+   */
+  measureLibrary(rows: number, out: number, into: number): Promise<{ library: string; flops: number } | undefined>
   /** Runs `body` once, keeps what it recorded. */
   record<R>(body: (op: Recorder) => R): Program<R>
   /** Stops within one command and frees everything; reads that wait are rejected with ERR_CLOSED. */
@@ -194,6 +227,20 @@ export interface DeviceReport {
   readonly reason: string
   /** Bytes */
   readonly memory?: number
+  /** Bytes that nobody uses now, where the system says it: of a GPU. */
+  readonly free?: number
+}
+
+/** What runs GPUs on this machine. What is not there, or does not say, is absent. */
+export interface GpuSoftware {
+  /** Version of the NVIDIA driver: '580.159.03'. */
+  readonly driver?: string
+  /** The newest CUDA that the driver can run: '13.0'. */
+  readonly driverCuda?: string
+  /** The CUDA that the plug-in was built with. */
+  readonly pluginCuda?: string
+  /** What the plug-in has kernels for: 'sm_80', 'sm_90a'. */
+  readonly architectures?: readonly string[]
 }
 
 export type DeviceName = 'cpu' | 'simt' | `cuda:${number}`
@@ -202,10 +249,17 @@ export interface OpenOptions {
   threads?: number | undefined
   /** 'f32': the float32 test mode, for comparison with references; bf16 otherwise. */
   activations?: 'bf16' | 'f32' | undefined
+  /**
+   * Neighbouring operations become one kernel where a GPU has one for both; true when absent. The bits are the same either way.
+   * The CPU, whose activations stay in its cache, has none.
+   */
+  fuse?: boolean | undefined
 }
 
 /** What there is on this machine, best first, and why a device cannot be used. Opens nothing. */
 export function devices(): readonly DeviceReport[]
+/** The NVIDIA driver, and the plug-in of this build of cria. */
+export function gpuSoftware(): GpuSoftware
 /** ERR_DEVICE_UNKNOWN, ERR_DEVICE_UNAVAILABLE, ERR_DEVICE_UNSUPPORTED. */
 export function open(device: DeviceName, options?: OpenOptions): Device
 /** How native errors become JavaScript errors. lib/native.ts sets it. */

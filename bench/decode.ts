@@ -1,7 +1,7 @@
 /** Decoding with random weights of a real shape, as a share of what memory allows: npm run bench:decode -- --shape llama3-8b */
-import { inspect } from '../lib/inspect.ts'
 import { Llama } from '../lib/llama.ts'
-import { benchOptions, ceilings, median, promptOf, report } from './harness.ts'
+import { benchOptions, ceilings, median, report } from './harness.ts'
+import { decodeBytes, decode as decodeTimes } from './steps.ts'
 
 const options = benchOptions({ prompt: 64, decode: 8, repeat: 1 })
 const { config, prompt, decode, batch } = options
@@ -22,39 +22,28 @@ const made = performance.now()
 const first: number[] = []
 const perToken: number[] = []
 for (let i = 0; i < options.repeat; i++) {
-  const begin = performance.now()
-  const times = await Promise.all(
-    Array.from({ length: batch }, async (_, sequence) => {
-      const arrivals: number[] = []
-      const tokens = promptOf(prompt, config.vocab, sequence)
-      for await (const _piece of llama.generate(tokens, { maxTokens: decode + 1, temperature: 0, ignoreEos: true })) {
-        arrivals.push(performance.now())
-      }
-      return arrivals
-    }),
-  )
-  first.push(times[0]![0]! - begin)
-  for (const arrivals of times) perToken.push(...arrivals.slice(1).map((at, j) => at - arrivals[j]!))
+  const times = await decodeTimes(llama, batch, prompt, decode)
+  first.push(times.first)
+  perToken.push(...times.perToken)
 }
 const steady = await ceilings(options)
 const read = median([limits.read, steady.read])
 
-const step = median(perToken) / 1000
-const streamed = inspect(config).weights.streamedBytes
-const kv = batch * inspect(config).kv.bytesPerToken * (prompt + decode / 2)
+const step = median(perToken)
+const bytes = decodeBytes(config, batch, prompt + decode / 2)
 report('decode', options, {
   device: llama.device,
   batch,
   prompt_tokens: prompt,
   decode_tokens: decode,
   make_weights_s: (made - started) / 1000,
-  first_token_s: median(first) / 1000,
+  first_token_s: median(first),
   step_ms: step * 1000,
   tokens_per_s: batch / step,
-  gb_per_step: (streamed + kv) / 1e9,
-  gb_per_s: (streamed + kv) / step / 1e9,
+  gb_per_step: bytes / 1e9,
+  gb_per_s: bytes / step / 1e9,
   read_gb_per_s: read / 1e9,
-  share_of_read: (streamed + kv) / step / read,
+  share_of_read: bytes / step / read,
   peak_rss_gb: (process.resourceUsage().maxRSS * 1024) / 1e9,
 })
 await llama.close()

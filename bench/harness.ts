@@ -100,6 +100,16 @@ export function promptOf(tokens: number, vocab: number, sequence = 0): number[] 
 /** One row of the table, one field of the JSON. */
 export type Figures = Record<string, number | string | undefined>
 
+/** Rows of figures as an aligned table, a column for each name; numbers with four digits. */
+export function table(rows: readonly Figures[]): string {
+  const names = [...new Set(rows.flatMap(row => Object.keys(row)))]
+  const cell = (value: Figures[string]) =>
+    typeof value === 'number' ? String(Number(value.toPrecision(4))) : String(value ?? '-')
+  const lines = [names.map(name => name.replaceAll('_', ' ')), ...rows.map(row => names.map(name => cell(row[name])))]
+  const widths = names.map((_, i) => Math.max(...lines.map(line => line[i]!.length)))
+  return lines.map(line => `  ${line.map((text, i) => text.padEnd(widths[i]!)).join('  ')}`.trimEnd()).join('\n')
+}
+
 /** Prints figures as a table (or JSON) and writes them to --out together with where they were measured. */
 export function report(name: string, options: BenchOptions, figures: Figures): void {
   const result = { benchmark: name, shape: options.shape, ...figures, ...environment() }
@@ -117,7 +127,8 @@ export function report(name: string, options: BenchOptions, figures: Figures): v
   }
 }
 
-function environment(): Figures {
+/** Where and when: the host, the commit, the date. */
+export function environment(): Figures {
   const git = (...args: string[]): string | undefined => {
     try {
       return execFileSync('git', args, { cwd: packageRoot, encoding: 'utf8', stdio: ['ignore', 'pipe', 'ignore'] }).trim()

@@ -1,7 +1,8 @@
 /** Prefill with random weights of a real shape, as a share of what arithmetic allows: npm run bench:prefill -- --prompt 256 */
 import { inspect } from '../lib/inspect.ts'
 import { Llama } from '../lib/llama.ts'
-import { benchOptions, ceilings, median, promptOf, report } from './harness.ts'
+import { benchOptions, ceilings, median, report } from './harness.ts'
+import { prefill } from './steps.ts'
 
 const options = benchOptions({ prompt: 256, decode: 1, repeat: 3 })
 const { config, prompt, batch } = options
@@ -20,13 +21,7 @@ const llama = await Llama.random(config, {
 await llama.generate([0], { maxTokens: 1, temperature: 0, ignoreEos: true })
 const made = performance.now()
 
-const seconds: number[] = []
-for (let i = 0; i <= options.repeat; i++) {
-  const begin = performance.now()
-  const prompts = Array.from({ length: batch }, (_, sequence) => promptOf(prompt, config.vocab, sequence + i * batch))
-  await Promise.all(prompts.map(tokens => llama.generate(tokens, { maxTokens: 1, temperature: 0, ignoreEos: true })))
-  if (i > 0) seconds.push((performance.now() - begin) / 1000) // the first one records the program and touches its memory
-}
+const seconds = await prefill(llama, batch, prompt, options.repeat)
 const steady = await ceilings(options)
 const peak = median([limits.flops, steady.flops])
 

@@ -1,9 +1,9 @@
 /** What this machine has, why a device is not used, and whether every operation computes right on those that are. */
 import { readFileSync } from 'node:fs'
 import { cpus, release, totalmem } from 'node:os'
-import type { BF16, Device, DeviceName, DeviceReport, DeviceTensor, F32, KvLayer } from '../binding.d.ts'
+import type { BF16, Device, DeviceName, DeviceReport, DeviceTensor, F32, GpuSoftware, KvLayer } from '../binding.d.ts'
 import type { LlamaConfig } from './config.ts'
-import { devices, open } from './native.ts'
+import { devices, gpuSoftware, open } from './native.ts'
 import { version } from './package.ts'
 import { StepBuffers } from './step.ts'
 import { randomModel } from './weights.ts'
@@ -33,6 +33,8 @@ export interface Diagnosis {
   readonly cpu: { readonly model: string; readonly cores: number; readonly features: readonly string[] }
   /** Bytes. */
   readonly memory: number
+  /** The NVIDIA driver and the plug-in. */
+  readonly gpu: GpuSoftware
   readonly devices: readonly DeviceDiagnosis[]
 }
 
@@ -49,6 +51,7 @@ export async function diagnose({ simt = false }: { simt?: boolean } = {}): Promi
     system: `${process.platform} ${release()} ${process.arch}`,
     cpu: { model: first?.model ?? 'unknown', cores: cpus().length, features: cpuFeatures() },
     memory: totalmem(),
+    gpu: gpuSoftware(),
     devices: diagnoses,
   }
 }

@@ -72,7 +72,9 @@ export class Llama {
     const tokenizer = await Tokenizer.load(folder)
     if (tokenizer) checkTokenizer(tokenizer, config, folder)
     const chat = tokenizer && (await ChatTemplate.load(folder, tokenizer))
-    return Llama.#open(config, { tokenizer, chat }, options, device => loadModel(device, folder, config, options))
+    return Llama.#open(config, { tokenizer, chat }, options, (device, reserve) =>
+      loadModel(device, folder, config, { ...options, reserve }),
+    )
   }
 
   /** A model of this shape with random weights made in memory, to measure a shape without its files. Token prompts only. */
@@ -86,14 +88,16 @@ export class Llama {
     config: LlamaConfig,
     text: Text,
     options: LoadOptions,
-    weights: (device: Device) => Promise<Model>,
+    weights: (device: Device, reserve: number) => Promise<Model>,
   ): Promise<Llama> {
     const name = (options.device ?? 'auto') as 'auto' | DeviceName
-    const device = open(name, { threads: options.threads, activations: options.activations })
+    const device = open(name, { threads: options.threads, activations: options.activations, fuse: options.fuse })
     try {
       const memory = devices().find(report => report.device === device.name)?.memory
       const limits = limitsFor(config, options, memory)
-      return new Llama(device, await weights(device), config, text, limits)
+      const { pages, pageSize } = limits
+      const cache = pages * pageSize * config.layers * config.kvHeads * config.headDim * 2 * 2
+      return new Llama(device, await weights(device, cache), config, text, limits)
     } catch (error) {
       device[Symbol.dispose]()
       throw error

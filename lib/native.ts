@@ -33,6 +33,9 @@ addon.setErrorFactory(errorFor)
 /** What there is on this machine, best first, and why a device cannot be used. Opens nothing. */
 export const devices: typeof Binding.devices = () => addon.devices()
 
+/** The NVIDIA driver, and the plug-in of this build of cria. */
+export const gpuSoftware: typeof Binding.gpuSoftware = () => addon.gpuSoftware()
+
 /**
  * Opens a device. 'auto' (or undefined) takes what CRIA_DEVICE says, else the first available GPU, else the CPU.
  * Throws DeviceError (ERR_DEVICE_UNKNOWN, ERR_DEVICE_UNAVAILABLE, ERR_DEVICE_UNSUPPORTED) or InputError.

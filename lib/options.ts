@@ -25,7 +25,9 @@ export interface LoadOptions {
   readonly pageSize?: number | undefined
   /** What activations are kept in: 'f32' is slower and for comparison with references. Default 'bf16'. */
   readonly activations?: 'bf16' | 'f32' | undefined
-  /** Bytes of weights read so far. */
+  /** Neighbouring operations as one kernel, on a GPU; the bits are the same without. Default true. */
+  readonly fuse?: boolean | undefined
+  /** Bytes of weights that are where they are computed with: read from the files, and on a GPU copied to it. */
   readonly onProgress?: ((bytes: number, total: number) => void) | undefined
   /** Stops loading: load() rejects with its reason. */
   readonly signal?: AbortSignal | undefined
@@ -69,6 +71,7 @@ const loadNames = [
   'kvCacheTokens',
   'pageSize',
   'activations',
+  'fuse',
   'onProgress',
   'signal',
 ]

@@ -3,7 +3,7 @@ import { stat } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { Device, F32, Weight } from '../binding.d.ts'
 import { invFreq, type LlamaConfig } from './config.ts'
-import { ModelError } from './errors.ts'
+import { DeviceError, ModelError } from './errors.ts'
 import { readJson } from './json.ts'
 
 /** One transformer layer. */
@@ -37,7 +37,9 @@ export interface Model {
 }
 
 export interface LoadWeightsOptions {
-  /** Bytes read so far, of all files together. */
+  /** Bytes of device memory that something else will need: the key/value cache. */
+  readonly reserve?: number | undefined
+  /** Bytes of weights that are where they are computed with: read from the files, and copied to a GPU. */
   readonly onProgress?: ((bytes: number, total: number) => void) | undefined
   readonly signal?: AbortSignal | undefined
 }
@@ -89,7 +91,7 @@ export async function loadModel(
   const tensors = await device.weights(files, options)
   if (index) checkIndex(index, tensors)
   refuseMoreLayers(tensors, config.layers)
-  return assemble(device, config, (name, shape) => {
+  const model = assemble(device, config, (name, shape) => {
     if (index && !index.map.has(name)) {
       const why = 'it is incomplete, or of another model; download it again'
       throw new ModelError('ERR_WEIGHTS_INDEX', `${index.path}: weight_map has no ${name} [${shape}]; ${why}`)
@@ -109,6 +111,55 @@ export async function loadModel(
     }
     return weight
   })
+  await upload(device, model, options)
+  return model
+}
+
+/** So many weights are on their way to a device at once: one is copied, the next ones are read. */
+const underWay = 3
+
+/**
+ * Brings the weights to a device with memory of its own, in the order in which they are needed.
+ * @throws DeviceError ERR_OUT_OF_MEMORY before anything is copied
+ */
+async function upload(device: Device, model: Model, { reserve = 0, onProgress, signal }: LoadWeightsOptions): Promise<void> {
+  const free = device.freeMemory
+  if (free === Number.POSITIVE_INFINITY) return
+  const layers = model.layers.flatMap(layer => Object.values(layer) as Weight[])
+  const weights = [...new Set([model.embed, ...layers, model.norm, model.head])]
+  const bytes = (weight: Weight) => 2 * weight.shape.reduce((a, b) => a * b)
+  const total = weights.reduce((sum, weight) => sum + bytes(weight), 0)
+  if (total + reserve > free) {
+    const needs = `${device.name}: the weights take ${total} bytes and the key/value cache ${reserve}`
+    throw new DeviceError('ERR_OUT_OF_MEMORY', `${needs}, but only ${free} are free; lower contextLength or kvCacheTokens`)
+  }
+
+  let stop!: () => void
+  const aborted = new Promise<never>((_, reject) => {
+    stop = () => reject(signal!.reason)
+  })
+  aborted.catch(() => {})
+  signal?.throwIfAborted()
+  signal?.addEventListener('abort', stop)
+  const uploads: { readonly size: number; readonly there: Promise<void> }[] = []
+  try {
+    let done = 0
+    onProgress?.(0, total)
+    for (let next = 0; done < total; ) {
+      while (next < weights.length && uploads.length < underWay) {
+        const there = device.upload(weights[next]!)
+        there.catch(() => {}) // when another one fails, nobody waits for it
+        uploads.push({ size: bytes(weights[next++]!), there })
+      }
+      const { size, there } = uploads.shift()!
+      await Promise.race([there, aborted])
+      done += size
+      onProgress?.(done, total)
+      signal?.throwIfAborted()
+    }
+  } finally {
+    signal?.removeEventListener('abort', stop)
+  }
 }
 
 /** A model with its last layers left out computes, and says nonsense. */

@@ -18,7 +18,7 @@ function sources(folder: string, pattern: RegExp): Source[] {
     .map(path => ({ path, text: readFileSync(join(packageRoot, path), 'utf8') }))
 }
 
-const native = sources('native', /\.(h|cc|cu)$/)
+const native = sources('native', /\.(h|cc|cu|cuh)$/)
 const lib = sources('lib', /\.ts$/)
 
 describe('native', () => {
@@ -34,7 +34,7 @@ describe('native', () => {
 
   test.each(native.map(source => [source.path, source] as const))('%s includes only what is below it', (path, { text }) => {
     const folder = path.split('/')[1]!
-    const allowed = [folder, ...mayInclude[folder]!, ...(folder === 'ops' && path.endsWith('.cu') ? ['machine'] : [])]
+    const allowed = [folder, ...mayInclude[folder]!, ...(folder === 'ops' && /\.cuh?$/.test(path) ? ['machine'] : [])]
     for (const [, include] of text.matchAll(/#include "([^"]+)"/g)) {
       const target = normalize(join(dirname(path), include!)).split('/')[1]
       expect({ include, target, allowed: allowed.includes(target!) }).toEqual({ include, target, allowed: true })

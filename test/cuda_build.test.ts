@@ -5,6 +5,7 @@ import { existsSync, readdirSync, readFileSync, statSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
+import { blocksFor, launches, shortName } from './kernel_launches.ts'
 
 const folder = join(packageRoot, 'build/cuda')
 const library = join(folder, 'Release/cria_cuda.so')
@@ -14,6 +15,8 @@ interface Kernel {
   readonly arch: string
   readonly registers: number
   readonly spilled: number
+  /** Bytes of shared memory that its code has, besides what the launch gives. */
+  readonly shared: number
 }
 
 function kernels(log: string): Kernel[] {
@@ -25,10 +28,11 @@ function kernels(log: string): Kernel[] {
     .toString()
     .split('\n')
   return entries.map((entry, i) => ({
-    name: names[i]!.replace(/\(anonymous namespace\)::|cria::cuda::|void |\(.*\)$/g, ''),
+    name: shortName(names[i]!),
     arch: entry.match(/for '(sm_\w+)'/)![1]!,
     registers: Number(entry.match(/Used (\d+) registers/)![1]),
     spilled: Number(entry.match(/(\d+) bytes spill stores/)![1]),
+    shared: Number(entry.match(/(\d+) bytes smem/)?.[1] ?? 0),
   }))
 }
 
@@ -38,22 +42,46 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
   const logs = there ? readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.o.log')) : []
   const log = logs.map(name => readFileSync(join(folder, name), 'utf8')).join('\n')
 
-  test('no kernel spills, for no architecture', () => {
+  test('no kernel spills, for no architecture; the table', async () => {
     const all = kernels(log)
     const architectures = [...new Set(all.map(kernel => kernel.arch))]
+    const started = await launches()
     const rows = [...new Set(all.map(kernel => kernel.name))].sort().map(name => {
-      const of = (arch: string) => all.find(kernel => kernel.name === name && kernel.arch === arch)
-      return `${name.padEnd(52)}${architectures.map(arch => String(of(arch)?.registers ?? '-').padStart(8)).join('')}`
+      const launch = started.get(name)
+      const cells = architectures.map(arch => {
+        const kernel = all.find(one => one.name === name && one.arch === arch)
+        if (!kernel || kernel.registers < 8) return '-' // empty: it has instructions of other architectures
+        if (!launch) return `${kernel.registers}`
+        return `${kernel.registers} x${blocksFor(arch, kernel.registers, launch.threads, launch.shared + kernel.shared)}`
+      })
+      const [threads, shared] = launch ? [String(launch.threads), (launch.shared / 1024).toFixed(1)] : ['-', '-']
+      return `${name.padEnd(52)}${[threads, shared, ...cells].map(cell => cell.padStart(9)).join('')}`
     })
-    console.log(['registers'.padEnd(52) + architectures.map(arch => arch.padStart(8)).join(''), ...rows].join('\n'))
+    const title = 'registers of a thread, x blocks a multiprocessor'
+    const head = [title.padEnd(52), ...['threads', 'KB', ...architectures].map(cell => cell.padStart(9))].join('')
+    console.log([head, ...rows].join('\n'))
+    // Every kernel that a layer of 8B starts is one of these, and fits somewhere.
+    for (const [name, { threads, shared }] of started) {
+      const of = all.filter(kernel => kernel.name === name)
+      const blocks = of.map(({ arch, registers }) => blocksFor(arch, registers, threads, shared))
+      expect({ name, fits: Math.max(...blocks) > 0 }).toEqual({ name, fits: true })
+    }
+    expect(started.size).toBeGreaterThan(8)
     expect(all.filter(({ spilled }) => spilled > 0)).toEqual([])
     expect(architectures.length).toBe(6)
     expect(rows.length).toBeGreaterThan(10)
     for (const arch of architectures) expect(all.filter(kernel => kernel.arch === arch).length).toBeLessThanOrEqual(100)
   })
 
+  test('occupancy as the CUDA calculator has it', () => {
+    expect(blocksFor('sm_80', 32, 1024, 0)).toBe(2)
+    expect(blocksFor('sm_90a', 168, 384, 200 * 1024)).toBe(1)
+    expect(blocksFor('sm_86', 64, 256, 48 * 1024)).toBe(2)
+    expect(blocksFor('sm_89', 255, 128, 0)).toBe(2)
+  })
+
   test('no setmaxnreg is ignored and no wgmma serialised', () => {
-    expect(log).not.toMatch(/C7508|wgmma.*serializ|warning/i)
+    expect(log.split('\n').filter(line => /C7508|wgmma.*serializ|warning/i.test(line))).toEqual([])
   })
 
   test('it is small and needs nothing of the toolkit', () => {

@@ -176,7 +176,7 @@ for (const set of ['scalar', 'avx2', 'avx512', 'avx512bf16']) {
 const gpus = devices().filter(({ device, available }) => device.startsWith('cuda:') && available)
 describe.each([
   { device: 'simt', settings: 'copies=late,arch=90', most: 12 },
-  { device: 'simt', settings: 'copies=early,arch=80', most: 12 },
+  { device: 'simt', settings: 'copies=early,arch=120', most: 12 },
   ...gpus.map(({ device }) => ({ device, settings: '', most: 1e9 })),
 ])('$device $settings', ({ device, settings, most }) => {
   beforeAll(() => setVariable('CRIA_SIMT', settings))
@@ -188,6 +188,23 @@ describe.each([
       await using llama = await Llama.load(golden.folder, { device, contextLength: 192, maxSequences: 2 })
       expect(llama.device).toContain(settings)
       await staysWithinAllowance(llama, golden, device, most)
+    },
+    120_000,
+  )
+
+  test.each(cases)(
+    '$name: the golden tokens and the same bits when every operation is a kernel of its own',
+    async golden => {
+      const [{ prompt, greedy }] = golden.prompts as [GoldenPrompt]
+      const maxTokens = Math.min(most, 4)
+      const found = []
+      for (const fuse of [true, false]) {
+        await using llama = await Llama.load(golden.folder, { device, fuse, contextLength: 192, maxSequences: 2 })
+        const { tokens, logprobs } = await llama.generate(prompt, { temperature: 0, ignoreEos: true, maxTokens })
+        found.push({ tokens, logprobs, logits: digest(await llama.logits(prompt)) })
+      }
+      expect(found[1]).toEqual(found[0])
+      expect(found[1]!.tokens).toEqual(greedy.slice(0, maxTokens))
     },
     120_000,
   )

@@ -38,7 +38,7 @@ define(
     })
     const report = stderr.match(/ERROR: AddressSanitizer[\s\S]{0,4000}|^.*runtime error[\s\S]{0,2000}/m)?.[0]
     expect(report).toBeUndefined()
-    expect(stderr).toMatch(/Tests: .*\b[3-9]\d\d passed/)
+    expect(Number(stderr.match(/Tests: .*\b(\d+) passed/)?.[1])).toBeGreaterThanOrEqual(1300)
     expect(status).toBe(0)
   },
   900_000,

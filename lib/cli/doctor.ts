@@ -1,5 +1,6 @@
 /** cria doctor: what devices there are, why one is not used, and a self-test of every operation on those that are. */
 import type { Command } from 'commander'
+import type { GpuSoftware } from '../../binding.d.ts'
 import type { DeviceDiagnosis, Diagnosis } from '../doctor.ts'
 import { duration, paint, size } from './terminal.ts'
 
@@ -22,20 +23,30 @@ export function addDoctor(program: Command): void {
 
 const sound = ({ checks }: DeviceDiagnosis): boolean => checks?.every(check => check.ok) === true
 
-function text({ cria, node, system, cpu, memory, devices }: Diagnosis): string {
+function text({ cria, node, system, cpu, memory, gpu, devices }: Diagnosis): string {
   const lines = [
     `cria ${cria}, Node ${node}, ${system}`,
     `${cpu.model}, ${cpu.cores} cores, ${size(memory)} of memory${cpu.features.length > 0 ? `, ${cpu.features.join(' ')}` : ''}`,
+    software(gpu),
     '',
     ...devices.flatMap(describe),
   ]
   return `${lines.join('\n')}\n`
 }
 
+/** 'NVIDIA driver 580.159.03 for CUDA 13.0; plug-in built with CUDA 13.0 for sm_80 sm_90a' */
+function software({ driver, driverCuda, pluginCuda, architectures = [] }: GpuSoftware): string {
+  const installed = (driver ?? driverCuda) ? `NVIDIA driver${driver ? ` ${driver}` : ''}` : 'no NVIDIA driver'
+  const able = driverCuda ? ` for CUDA ${driverCuda}` : ''
+  const plugin = pluginCuda ? `built with CUDA ${pluginCuda} for ${architectures.join(' ')}` : 'not built'
+  return `${installed}${able}; CUDA plug-in ${plugin}`
+}
+
 function describe(device: DeviceDiagnosis): string[] {
   const mark = (good: boolean, word: string) => paint(process.stdout, good ? 'green' : 'red', word)
   if (!device.available) return [`${device.device}  ${paint(process.stdout, 'dim', 'not used')}: ${device.reason}`]
-  const head = `${device.device}  ${device.reason}${device.memory ? `, ${size(device.memory)}` : ''}`
+  const free = device.free ? ` (${size(device.free)} free)` : ''
+  const head = `${device.device}  ${device.reason}${device.memory ? `, ${size(device.memory)}${free}` : ''}`
   if (device.failure) return [head, `  self-test ${mark(false, 'failed')}: ${device.failure}`]
   const checks = device.checks ?? []
   const wrong = checks.filter(check => !check.ok)

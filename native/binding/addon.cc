@@ -1,6 +1,7 @@
 // addon.cc - what the module exports, and the state of each JavaScript environment.
 #include <cstdlib>
 
+#include "../devices/driver.h"
 #include "../devices/plugin.h"
 #include "classes.h"
 #include "decode.h"
@@ -57,16 +58,19 @@ Napi::Value open(const Napi::CallbackInfo& info) {
     if (name != "cpu" && cpu.activation != DType::bf16)
       fail("ERR_DEVICE_UNSUPPORTED", "device ", name,
            ": activations is f32, expected bf16; only 'cpu' has the float32 mode");
-    const char* const settings = std::getenv("CRIA_SIMT");
-    auto device =
-        std::make_shared<OpenDevice>(env, gpu              ? open_plugin("cuda", {std::stoi(name.substr(5)), ""})
-                                          : name == "simt" ? open_plugin("simt", {0, settings ? settings : ""})
-                                                           : open_cpu(cpu));
+    PluginOptions gpu_options;
+    if (gpu) gpu_options.index = std::stoi(name.substr(5));
+    if (const char* const settings = std::getenv("CRIA_SIMT")) gpu_options.settings = settings;
+    const Napi::Value fuse = options.Get("fuse");
+    if (!fuse.IsUndefined() && !fuse.IsBoolean()) fail("ERR_ARGUMENT", "fuse is not true or false");
+    if (fuse.IsBoolean()) gpu_options.fuse = fuse.As<Napi::Boolean>();
+    auto device = std::make_shared<OpenDevice>(
+        env, name == "cpu" ? open_cpu(cpu) : open_plugin(gpu ? "cuda" : "simt", gpu_options));
     return DeviceClass::make(Addon::of(env).device, device);
   });
 }
 
-// devices() -> [{ device, available, reason, memory }]
+// devices() -> [{ device, available, reason, memory, free }]
 Napi::Value list_devices(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value {
     Napi::Env env = info.Env();
@@ -77,6 +81,7 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
       r.Set("available", report.available);
       r.Set("reason", report.reason);
       if (report.memory > 0) r.Set("memory", report.memory);
+      if (report.free > 0) r.Set("free", report.free);
       list.Set(list.Length(), r);
     };
     std::vector<DeviceReport> reports;
@@ -84,6 +89,27 @@ Napi::Value list_devices(const Napi::CallbackInfo& info) {
     reports.push_back(report_cpu());
     for (const DeviceReport& report : reports) add(report);
     return list;
+  });
+}
+
+// gpuSoftware() -> { driver, driverCuda, pluginCuda, architectures }
+Napi::Value gpu_software(const Napi::CallbackInfo& info) {
+  return guard(info.Env(), [&]() -> Napi::Value {
+    Napi::Env env = info.Env();
+    Napi::Object result = Napi::Object::New(env);
+    const Driver driver = find_driver();
+    if (!driver.version.empty()) result.Set("driver", driver.version);
+    if (driver.cuda > 0) result.Set("driverCuda", cuda_text(driver.cuda));
+    try {
+      const PluginBuild build = describe_plugin();
+      result.Set("pluginCuda", cuda_text(build.cuda));
+      Napi::Array architectures = Napi::Array::New(env);
+      for (const std::string& a : build.architectures) architectures.Set(architectures.Length(), "sm_" + a);
+      result.Set("architectures", architectures);
+    } catch (const Error&) {
+      // There is no plug-in: nothing to say of it.
+    }
+    return result;
   });
 }
 
@@ -102,6 +128,7 @@ Addon::Addon(Napi::Env env, Napi::Object exports) {
   program = Napi::Persistent(ProgramClass::define(env));
   exports.Set("open", Napi::Function::New(env, open, "open"));
   exports.Set("devices", Napi::Function::New(env, list_devices, "devices"));
+  exports.Set("gpuSoftware", Napi::Function::New(env, gpu_software, "gpuSoftware"));
   exports.Set("setErrorFactory", Napi::Function::New(env, set_error_factory, "setErrorFactory"));
 }
 

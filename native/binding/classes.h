@@ -220,6 +220,7 @@ class ProgramClass : public Wrapped<ProgramClass>, public Held {
  private:
   Napi::Value get_outputs(const Napi::CallbackInfo&);
   Napi::Value cost(const Napi::CallbackInfo&);
+  Napi::Value launches(const Napi::CallbackInfo&);
   Napi::Value memory(const Napi::CallbackInfo&);
   void run(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
@@ -240,12 +241,16 @@ class DeviceClass : public Wrapped<DeviceClass> {
   Napi::Value tensor(const Napi::CallbackInfo&);
   void write(const Napi::CallbackInfo&);
   Napi::Value read(const Napi::CallbackInfo&);
+  Napi::Value free_memory(const Napi::CallbackInfo&);
   Napi::Value weights(const Napi::CallbackInfo&);
+  Napi::Value upload(const Napi::CallbackInfo&);
   Napi::Value stack(const Napi::CallbackInfo&);
   Napi::Value random(const Napi::CallbackInfo&);
   void copy_pages(const Napi::CallbackInfo&);
   Napi::Value record(const Napi::CallbackInfo&);
+  Napi::Value clock(const Napi::CallbackInfo&);
   Napi::Value measure(const Napi::CallbackInfo&);
+  Napi::Value measure_library(const Napi::CallbackInfo&);
   void dispose(const Napi::CallbackInfo&);
 };
 

@@ -27,13 +27,15 @@ class Arguments {
       : function_(function), info_(info), device_(device), keep_(keep), recording_(recording) {}
 
   Tensor tensor(size_t i, const char* name) { return tensor(at(i), name); }
-  Weight weight(size_t i, const char* name) {
+  Weight weight(size_t i, const char* name) { return blocks(i, name).view(); }
+  // The same where it lies: it is not brought to the device.
+  const WeightBlocks& blocks(size_t i, const char* name) {
     const WeightClass* w = WeightClass::from(at(i));
     if (!w) wrong(name, "a Weight", at(i));
     if (w->handle->device != device_) fail("ERR_ARGUMENT", function_, ": ", name, " belongs to another device");
     if (!w->handle->weight) fail("ERR_DTYPE", function_, ": ", name, " is ", w->handle->dtype, ", expected BF16");
     keep_.push_back(w->handle->weight);
-    return w->handle->weight->view();
+    return *w->handle->weight;
   }
   double number(size_t i, const char* name) {
     if (!at(i).IsNumber()) wrong(name, "a number", at(i));

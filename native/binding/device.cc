@@ -14,9 +14,11 @@ Napi::Function DeviceClass::define(Napi::Env env) {
       {InstanceAccessor<&DeviceClass::name>("name"), InstanceAccessor<&DeviceClass::description>("description"),
        InstanceAccessor<&DeviceClass::activation>("activation"), InstanceMethod<&DeviceClass::tensor>("tensor"),
        InstanceMethod<&DeviceClass::write>("write"), InstanceMethod<&DeviceClass::read>("read"),
-       InstanceMethod<&DeviceClass::weights>("weights"), InstanceMethod<&DeviceClass::stack>("stack"),
+       InstanceMethod<&DeviceClass::weights>("weights"), InstanceMethod<&DeviceClass::upload>("upload"),
+       InstanceAccessor<&DeviceClass::free_memory>("freeMemory"), InstanceMethod<&DeviceClass::stack>("stack"),
        InstanceMethod<&DeviceClass::random>("random"), InstanceMethod<&DeviceClass::copy_pages>("copyPages"),
        InstanceMethod<&DeviceClass::record>("record"), InstanceMethod<&DeviceClass::measure>("measure"),
+       InstanceMethod<&DeviceClass::clock>("clock"), InstanceMethod<&DeviceClass::measure_library>("measureLibrary"),
        InstanceMethod<&DeviceClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 
@@ -31,6 +33,11 @@ Napi::Value DeviceClass::description(const Napi::CallbackInfo& info) {
 Napi::Value DeviceClass::activation(const Napi::CallbackInfo& info) {
   receiver(info);
   return Napi::String::New(info.Env(), name_of(device->device->activation()));
+}
+
+Napi::Value DeviceClass::free_memory(const Napi::CallbackInfo& info) {
+  receiver(info);
+  return guard(info.Env(), [&]() -> Napi::Value { return Napi::Number::New(info.Env(), device->use().free_memory()); });
 }
 
 // tensor(dtype, shape)
@@ -127,7 +134,7 @@ Napi::Value DeviceClass::stack(const Napi::CallbackInfo& info) {
     std::vector<SharedWeight> parts;
     for (size_t i = 0; i < info.Length(); i++) {
       const std::string name = concat("part ", i);
-      const Weight w = a.weight(i, name.c_str());
+      const WeightBlocks& w = a.blocks(i, name.c_str());
       const SharedWeight& part = WeightClass::from(info[i])->handle->weight;
       if (w.rank != 2) fail("ERR_SHAPE", "stack: ", name, " is a vector [", w.cols, "], expected a matrix");
       if (!parts.empty() && parts.front()->cols != w.cols)
@@ -260,34 +267,6 @@ Napi::Value DeviceClass::record(const Napi::CallbackInfo& info) {
     holder.Set("value", returned);
     ProgramClass::Unwrap(program)->outputs = Napi::Persistent(holder);
     return program;
-  });
-}
-
-// measure() -> Promise<{ read, copy, flops }>
-Napi::Value DeviceClass::measure(const Napi::CallbackInfo& info) {
-  return guard(info.Env(), [&]() -> Napi::Value {
-    struct Request {
-      Napi::Promise::Deferred deferred;
-      SharedDevice open;
-      Ceilings result;
-    };
-    Device& d = device->use();
-    auto* request = new Request{Napi::Promise::Deferred::New(info.Env()), device, {}};
-    const Napi::Promise promise = request->deferred.Promise();
-    device->js->wait(info.Env());
-    d.measure(&request->result, [request, js = device->js.get()](const std::exception_ptr& failure) {
-      js->post([request, failure](Napi::Env env) {
-        const std::unique_ptr<Request> r(request);
-        r->open->js->done(env);
-        if (failure) return r->deferred.Reject(to_js(env, failure));
-        Napi::Object result = Napi::Object::New(env);
-        result.Set("read", r->result.read);
-        result.Set("copy", r->result.copy);
-        result.Set("flops", r->result.flops);
-        r->deferred.Resolve(result);
-      });
-    });
-    return promise;
   });
 }
 

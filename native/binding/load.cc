@@ -1,5 +1,6 @@
-// load.cc - Device.weights: opens, checks and reads ahead safetensors files on a thread of its own.
+// load.cc - Device.weights: opens, checks and (for the CPU) reads ahead safetensors files on a thread of its own.
 #include <atomic>
+#include <cmath>
 #include <map>
 #include <thread>
 
@@ -49,6 +50,8 @@ void open_files(Load& load) {
     load.files.push_back(Safetensors::open(path));
     total += load.files.back()->size();
   }
+  // What goes into memory of the device's own is read when it is uploaded.
+  if (std::isfinite(load.device->device->free_memory())) return;
   for (const auto& file : load.files) {
     file->prefetch([&](uint64_t bytes, uint64_t) {
       load.js.post([&load, done = before + bytes, total](Napi::Env env) {

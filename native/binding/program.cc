@@ -10,11 +10,11 @@ ProgramClass::ProgramClass(const Napi::CallbackInfo& info) : Wrapped(info) {
 }
 
 Napi::Function ProgramClass::define(Napi::Env env) {
-  return DefineClass(
-      env, kName,
-      {InstanceAccessor<&ProgramClass::get_outputs>("outputs"), InstanceAccessor<&ProgramClass::cost>("cost"),
-       InstanceAccessor<&ProgramClass::memory>("memory"), InstanceMethod<&ProgramClass::run>("run"),
-       InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
+  return DefineClass(env, kName,
+                     {InstanceAccessor<&ProgramClass::get_outputs>("outputs"),
+                      InstanceAccessor<&ProgramClass::cost>("cost"), InstanceAccessor<&ProgramClass::memory>("memory"),
+                      InstanceAccessor<&ProgramClass::launches>("launches"), InstanceMethod<&ProgramClass::run>("run"),
+                      InstanceMethod<&ProgramClass::dispose>(Napi::Symbol::WellKnown(env, "dispose"))});
 }
 
 Napi::Value ProgramClass::get_outputs(const Napi::CallbackInfo& info) {
@@ -33,7 +33,7 @@ Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
       std::visit(
           [&](const auto& op) {
             const Cost c = op.cost();
-            cost.Set("op", op.name);
+            cost.Set("op", label(op));
             cost.Set("bytes", c.bytes);
             cost.Set("flops", c.flops);
           },
@@ -41,6 +41,29 @@ Napi::Value ProgramClass::cost(const Napi::CallbackInfo& info) {
       costs.Set(uint32_t(i), cost);
     }
     return costs;
+  });
+}
+
+Napi::Value ProgramClass::launches(const Napi::CallbackInfo& info) {
+  receiver(info);
+  return guard(info.Env(), [&]() -> Napi::Value {
+    if (!program) fail("ERR_DISPOSED", "the program was disposed");
+    const auto all = program->launches();
+    Napi::Array list = Napi::Array::New(info.Env(), all.size());
+    for (uint32_t i = 0; i < all.size(); i++) {
+      const auto axes = [&](const unsigned (&size)[3]) {
+        Napi::Array array = Napi::Array::New(info.Env(), 3);
+        for (uint32_t axis = 0; axis < 3; axis++) array.Set(axis, size[axis]);
+        return array;
+      };
+      Napi::Object launch = Napi::Object::New(info.Env());
+      launch.Set("kernel", all[i].kernel);
+      launch.Set("grid", axes(all[i].grid));
+      launch.Set("block", axes(all[i].block));
+      launch.Set("shared", double(all[i].shared));
+      list.Set(i, launch);
+    }
+    return list;
   });
 }
 

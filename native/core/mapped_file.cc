@@ -11,6 +11,7 @@
 
 #include "error.h"
 #include "json.h"
+#include "read_ahead.h"
 
 #if defined(__linux__) && !defined(MADV_POPULATE_READ)
 #define MADV_POPULATE_READ 22  // Linux 5.14; the C library that prebuilt binaries are built with is older
@@ -81,7 +82,7 @@ MappedFile::~MappedFile() {
 
 bool MappedFile::prefetch(const ReadProgress& progress) const {
   const auto announce = [this](uint64_t begin) {
-    if (begin < size_) ::madvise(data_ + begin, std::min(step, size_ - begin), MADV_WILLNEED);
+    if (begin < size_) announce_pages(data_ + begin, std::min(step, size_ - begin));
   };
   if (!progress(0, size_)) return false;
   announce(0);
@@ -95,16 +96,9 @@ bool MappedFile::prefetch(const ReadProgress& progress) const {
 }
 
 void MappedFile::wait_for(uint64_t begin, uint64_t size) const {
-#ifdef MADV_POPULATE_READ
-  if (::madvise(data_ + begin, size, MADV_POPULATE_READ) == 0) return;
-  if (errno == EFAULT || errno == EIO) {
+  if (!read_pages(data_ + begin, size))
     fail("ERR_MODEL_FILE_UNREADABLE", path_, ": bytes ", begin, " to ", begin + size,
          " cannot be read: the disk failed, or the file became shorter while it was open.");
-  }
-#endif
-  // Older kernels and other systems: look at one byte of each page.
-  const auto* bytes = reinterpret_cast<const volatile unsigned char*>(data_ + begin);
-  for (uint64_t i = 0; i < size; i += 4096) static_cast<void>(bytes[i]);
 }
 
 }  // namespace cria

@@ -135,7 +135,13 @@ class CpuDevice final : public Device {
     });
   }
 
+  void clock(double* seconds, Done done) override {
+    queue_.add([seconds] { *seconds = Queue::now(); }, std::move(done));
+  }
   void measure(Ceilings* result, Done done) override;
+  void measure_library(int64_t, int64_t, int64_t, LibraryRate*, Done done) override {
+    queue_.add([] {}, std::move(done));
+  }
 
   void close() override { queue_.close(); }
 
@@ -179,9 +185,9 @@ void CpuDevice::measure(Ceilings* result, Done done) {
         const auto median = [&](auto loop) {
           std::array<double, 5> seconds{};
           for (double& t : seconds) {
-            const auto start = std::chrono::steady_clock::now();
+            const double start = Queue::now();
             team_.run([&](Worker& w) { loop(w.index * share); });
-            t = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+            t = Queue::now() - start;
           }
           std::sort(seconds.begin(), seconds.end());
           return seconds[2];

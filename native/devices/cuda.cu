@@ -2,12 +2,12 @@
 //
 // A thread submits (Queue) and never waits for the GPU; a second one waits for events, in their order, and tells who
 // asked. Host memory passes through pinned blocks; a block returns when the event behind its copy has passed.
-#include <dlfcn.h>
-
 #include <condition_variable>
 #include <deque>
 #include <map>
+#include <sstream>
 
+#include "driver.h"
 #include "gpu_device.h"
 #include "plugin.h"
 #include "queue.h"
@@ -24,8 +24,8 @@ void check(cudaError_t error, const char* what) {
 
 namespace {
 
-constexpr int kDriver = 13000;       // what CUDA 13 needs: R580
-constexpr size_t kChunk = 16 << 20;  // of an upload
+constexpr size_t kChunk = 16 << 20;    // of an upload
+constexpr size_t kAhead = 8 * kChunk;  // what the disk reads before it is copied
 constexpr size_t kMostPinned = 4 * kChunk;
 constexpr double kReserve = 256e6;  // bytes of device memory that stay free: the context and graphs take some later
 
@@ -96,7 +96,13 @@ class Completions {
     check(cudaEventRecord(event, stream), "an event");
     std::lock_guard lock(mutex_);
     waiting_.push_back({event, std::move(then)});
+    under_way_++;
     wake_.notify_one();
+  }
+  // Until everybody has been told and let go of what they kept: among that may be the last owner of this.
+  void drain() {
+    std::unique_lock lock(mutex_);
+    told_.wait(lock, [&] { return under_way_ == 0; });
   }
 
  private:
@@ -125,15 +131,25 @@ class Completions {
       next.then = nullptr;
       std::lock_guard lock(mutex_);
       idle_.push_back(next.event);
+      under_way_--;
+      told_.notify_all();
     }
   }
 
   std::mutex mutex_;
-  std::condition_variable wake_;
+  std::condition_variable wake_, told_;
+  int under_way_ = 0;
   std::deque<Waiting> waiting_;
   std::vector<cudaEvent_t> idle_;
   bool ending_ = false;
   std::thread thread_;
+};
+
+// One that knows its time.
+struct Event {
+  cudaEvent_t handle = nullptr;
+  Event() { check(cudaEventCreate(&handle), "an event"); }
+  ~Event() { cudaEventDestroy(handle); }
 };
 
 struct Executable final : Graph {
@@ -161,11 +177,26 @@ class CudaRuntime final : public Runtime {
   }
   const Chip& chip() const override { return chip_; }
 
-  void* allocate(size_t bytes, bool zero) override {
+  double free_memory() const override {
     use();
     size_t free = 0, total = 0;
     check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
-    if (double(bytes) + kReserve > double(free))
+    return std::max(0.0, double(free) - kReserve);
+  }
+  void* allocate(size_t bytes, bool zero) override {
+    use();
+    size_t free = 0, total = 0;
+    const auto enough = [&] {
+      check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
+      return double(bytes) + kReserve <= double(free);
+    };
+    if (!enough()) {  // the pool may still have what was released
+      cudaMemPool_t pool = nullptr;
+      check(cudaStreamSynchronize(stream_), "the GPU");
+      check(cudaDeviceGetDefaultMemPool(&pool, device_), "memory of the GPU");
+      check(cudaMemPoolTrimTo(pool, 0), "memory of the GPU");
+    }
+    if (!enough())
       cria::fail("ERR_OUT_OF_MEMORY", "cuda:", device_, ": ", bytes, " bytes asked for, but only ", free, " of ", total,
                  " are free; a shorter context, fewer sequences or a smaller model need less");
     void* memory = nullptr;
@@ -192,10 +223,15 @@ class CudaRuntime final : public Runtime {
     });
   }
   void upload(void* to, const void* from, size_t bytes, Kept kept) override {
-    queue_.add([this, to, from, bytes, kept = std::move(kept)] {
-      for (size_t at = 0; at < bytes; at += kChunk)
-        send(static_cast<std::byte*>(to) + at, static_cast<const std::byte*>(from) + at, std::min(kChunk, bytes - at),
-             kept);
+    const auto* const first = static_cast<const std::byte*>(from);
+    announce_pages(first, std::min(bytes, kAhead));  // the disk reads while others are still being copied
+    queue_.add([this, to, first, bytes, kept = std::move(kept)] {
+      for (size_t at = 0; at < bytes && !queue_.closing(); at += kChunk) {
+        if (at + kAhead < bytes) announce_pages(first + at + kAhead, std::min(kChunk, bytes - at - kAhead));
+        const size_t size = std::min(kChunk, bytes - at);
+        if (!read_pages(first + at, size)) cria::fail("ERR_MODEL_FILE_UNREADABLE", kUnreadable);
+        send(static_cast<std::byte*>(to) + at, first + at, size, kept);
+      }
     });
   }
   void read(void* into, const void* from, size_t bytes, Kept kept, Done done) override {
@@ -228,7 +264,7 @@ class CudaRuntime final : public Runtime {
     cudaGraph_t graph = nullptr;
     check(cudaStreamBeginCapture(capture_, cudaStreamCaptureModeThreadLocal), "a graph");
     try {
-      launches(Stream{capture_});
+      launches(Stream{capture_, &made->launched});
     } catch (...) {
       cudaStreamEndCapture(capture_, &graph);
       if (graph) cudaGraphDestroy(graph);
@@ -247,10 +283,31 @@ class CudaRuntime final : public Runtime {
       completions_.after(stream_, [graph, kept](std::exception_ptr) {});
     });
   }
+  void clock(double* seconds, Done done) override {
+    auto told = std::make_shared<Done>(std::move(done));
+    queue_.add(
+        [this, seconds, told] {
+          use();
+          const auto event = std::make_shared<Event>();
+          check(cudaEventRecord(event->handle, stream_), "an event");
+          completions_.after(stream_, [this, seconds, event, told](std::exception_ptr failure) {
+            float milliseconds = 0;
+            if (!failure && clock_ && cudaEventElapsedTime(&milliseconds, clock_->handle, event->handle) == cudaSuccess)
+              clock_seconds_ += double(milliseconds) / 1000;
+            clock_ = event;
+            *seconds = clock_seconds_;
+            std::exchange(*told, nullptr)(failure);
+          });
+        },
+        [told](std::exception_ptr failure) {
+          if (failure && *told) std::exchange(*told, nullptr)(failure);
+        });
+  }
   void close() override {
     queue_.close();
     use();
     cudaStreamSynchronize(stream_);
+    completions_.drain();
   }
 
  private:
@@ -268,36 +325,29 @@ class CudaRuntime final : public Runtime {
   Chip chip_;
   cudaStream_t stream_ = nullptr, capture_ = nullptr;
   Pinned pinned_;
+  std::shared_ptr<Event> clock_;  // the last one that clock() recorded, and its time: the completions' thread has them
+  double clock_seconds_ = 0;
   Completions completions_;
   Queue queue_;  // last: its thread uses all of the above
 };
 
-// "No driver" and "driver too old" share an error code in cudart: libcuda itself knows which it is.
-std::string driver_problem() {
-  void* const libcuda = dlopen("libcuda.so.1", RTLD_NOW | RTLD_LOCAL);
-  if (!libcuda) return "there is no NVIDIA driver (libcuda.so.1)";
-  int version = 0;
-  const auto ask = reinterpret_cast<int (*)(int*)>(dlsym(libcuda, "cuDriverGetVersion"));
-  if (!ask || ask(&version) != 0) return "the NVIDIA driver does not say its version";
-  if (version < kDriver)
-    return concat("the NVIDIA driver is for CUDA ", version / 1000, ".", version % 1000 / 10,
-                  ", but cria needs CUDA 13.0: install driver R580 or newer");
-  return "";
+std::vector<std::string> architectures() {
+  std::vector<std::string> all;
+  std::istringstream list(CRIA_ARCHITECTURES);
+  for (std::string one; std::getline(list, one, ',');) all.push_back(one);
+  return all;
 }
 
-std::string problem_of(const cudaDeviceProp& p) {
-  if (p.major >= 8) return "";
-  return concat(p.name, " has compute capability ", p.major, ".", p.minor, ", but cria needs 8.0 (Ampere) or newer");
-}
+std::string problem_of(const cudaDeviceProp& p) { return gpu_problem(p.name, p.major, p.minor, architectures()); }
 
 }  // namespace
 }  // namespace cria::cuda
 
-extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
+#define CRIA_EXPORT extern "C" __attribute__((visibility("default")))
+
+CRIA_EXPORT cria::Device* cria_open_device(const cria::PluginOptions& options) {
   using namespace cria::cuda;
   const std::string name = cria::concat("cuda:", options.index);
-  const std::string problem = driver_problem();
-  if (!problem.empty()) cria::fail("ERR_DEVICE_UNAVAILABLE", name, ": ", problem);
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess) count = 0;
   if (options.index >= count)
@@ -306,24 +356,31 @@ extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device
   cudaDeviceProp p{};
   check(cudaGetDeviceProperties(&p, options.index), name.c_str());
   if (const std::string why = problem_of(p); !why.empty()) cria::fail("ERR_DEVICE_UNSUPPORTED", name, ": ", why);
-  return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index));
+  return new GpuDevice(name, std::make_shared<CudaRuntime>(options.index), options.fuse);
 }
 
-extern "C" __attribute__((visibility("default"))) void cria_list_devices(std::vector<cria::DeviceReport>& list) {
+CRIA_EXPORT void cria_list_devices(std::vector<cria::DeviceReport>& list) {
   using namespace cria::cuda;
   int count = 0;
-  std::string problem = driver_problem();
-  if (problem.empty()) {
-    const cudaError_t error = cudaGetDeviceCount(&count);
-    if (error != cudaSuccess) problem = cria::concat("the driver says ", cudaGetErrorString(error));
-    if (error == cudaSuccess && count == 0) problem = "the driver sees no GPU; CUDA_VISIBLE_DEVICES may hide some";
-  }
-  if (count == 0) list.push_back({"cuda:0", false, problem, 0});
+  std::string problem = "the driver sees no GPU; CUDA_VISIBLE_DEVICES may hide some";
+  const cudaError_t error = cudaGetDeviceCount(&count);
+  if (error != cudaSuccess && error != cudaErrorNoDevice)
+    problem = cria::concat("the driver says: ", cudaGetErrorString(error));
+  if (error != cudaSuccess) count = 0;
+  if (count == 0) list.push_back({"cuda:0", false, problem});
   for (int i = 0; i < count; i++) {
     cudaDeviceProp p{};
     check(cudaGetDeviceProperties(&p, i), "the properties of the GPU");
+    char pci[32] = "";
+    if (cudaDeviceGetPCIBusId(pci, sizeof(pci), i) != cudaSuccess) pci[0] = 0;
     const std::string why = problem_of(p);
-    list.push_back({cria::concat("cuda:", i), why.empty(),
-                    why.empty() ? cria::concat(p.name, ", sm_", p.major, p.minor) : why, double(p.totalGlobalMem)});
+    const std::string what = cria::concat(p.name, ", compute capability ", p.major, ".", p.minor);
+    list.push_back({cria::concat("cuda:", i), why.empty(), why.empty() ? what : why, double(p.totalGlobalMem),
+                    cria::free_memory(pci)});
   }
+}
+
+CRIA_EXPORT void cria_describe(cria::PluginBuild& build) {
+  build.cuda = CUDART_VERSION;
+  build.architectures = cria::cuda::architectures();
 }

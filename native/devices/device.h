@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <exception>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -41,6 +42,13 @@ struct WeightBlocks {
 };
 using SharedWeight = std::shared_ptr<const WeightBlocks>;
 
+// A kernel as a program starts it.
+struct KernelLaunch {
+  std::string kernel;
+  unsigned grid[3], block[3];
+  size_t shared;  // bytes of dynamic shared memory
+};
+
 // A recorded forward pass with its memory. Results lie outside the arena in two copies, used in turn.
 struct Program {
   std::vector<Command> commands[2];  // alike but for the addresses of results
@@ -50,6 +58,7 @@ struct Program {
   Keep keep;
   int64_t runs = 0;
   virtual ~Program() = default;
+  virtual std::vector<KernelLaunch> launches() const { return {}; }
   int copy_of_last_run() const { return runs > 0 ? int((runs - 1) & 1) : 0; }
 };
 
@@ -63,6 +72,8 @@ class Device {
   virtual DType activation() const = 0;         // bf16, or f32 in the float32 test mode
 
   virtual std::shared_ptr<Buffer> allocate(size_t bytes) = 0;  // ERR_OUT_OF_MEMORY
+  // Bytes of memory of its own that are free; infinite on the host, where weights stay where they are mapped.
+  virtual double free_memory() const { return std::numeric_limits<double>::infinity(); }
   virtual void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) = 0;
   virtual void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) = 0;
 
@@ -77,7 +88,12 @@ class Device {
   // Copies whole pages of one cache tensor: bytes a page, pairs of page numbers, in order.
   virtual void copy_pages(void* data, size_t page_bytes, std::vector<int32_t> from, std::vector<int32_t> to,
                           std::shared_ptr<const void> keep) = 0;
+  // Seconds on the device's clock when everything so far has been done; only differences count. *seconds must live
+  // until done.
+  virtual void clock(double* seconds, Done done) = 0;
   virtual void measure(Ceilings* result, Done done) = 0;  // half a second of work; result must live until done
+  // x W^T, x [rows, in], W [out, in], by the vendor's library, if the machine has one.
+  virtual void measure_library(int64_t rows, int64_t out, int64_t in, LibraryRate* result, Done done) = 0;
   virtual void close() = 0;  // stops within one command; reads that wait are rejected with ERR_CLOSED
 };
 
@@ -90,6 +106,7 @@ struct DeviceReport {
   bool available = false;
   std::string reason;  // why not, or what it is
   double memory = 0;   // bytes
+  double free = 0;     // bytes nobody uses; 0: not known
 };
 
 struct CpuOptions {

@@ -5,7 +5,9 @@
 
 #include "../core/random.h"
 #include "../machine/runtime.h"
+#include "../ops/fuse.h"
 #include "device.h"
+#include "measure.h"
 
 namespace cria::CRIA_MACHINE {
 
@@ -26,14 +28,20 @@ __global__ void random_kernel(bf16* to, int64_t count, uint64_t seed, float scal
 
 class GpuDevice final : public Device {
  public:
-  GpuDevice(std::string name, std::shared_ptr<Runtime> runtime)
-      : name_(std::move(name)), runtime_(std::move(runtime)), counters_(allocate(kCounters * sizeof(uint32_t))) {}
+  // fuses: neighbouring ops become one kernel where there is one for both.
+  GpuDevice(std::string name, std::shared_ptr<Runtime> runtime, bool fuses)
+      : name_(std::move(name)),
+        runtime_(std::move(runtime)),
+        fuses_(fuses),
+        counters_(allocate(kCounters * sizeof(uint32_t))) {}
   ~GpuDevice() override { close(); }
 
   std::string name() const override { return name_; }
   std::string description() const override { return concat(name_, " (", runtime_->chip().name, ")"); }
   DType activation() const override { return DType::bf16; }
   std::shared_ptr<Buffer> allocate(size_t bytes) override { return std::make_shared<Memory>(runtime_, bytes, true); }
+
+  double free_memory() const override { return runtime_->free_memory(); }
 
   void write(void* to, Kept keep, const void* from, size_t bytes) override {
     runtime_->write(to, from, bytes, std::move(keep));
@@ -77,6 +85,11 @@ class GpuDevice final : public Device {
   }
 
   std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
+    if (!fuses_) return build(recording, results, std::move(keep));
+    const Fused fused = fuse(recording, results);
+    return build(fused.recording, fused.results, std::move(keep));
+  }
+  std::shared_ptr<Program> build(const Recording& recording, const std::vector<int>& results, Keep keep) {
     size_t workspace_bytes = 0;
     for (const Command& command : recording.commands())
       std::visit(
@@ -111,8 +124,17 @@ class GpuDevice final : public Device {
     for (size_t i = 0; i < from.size(); i++)
       runtime_->copy(base + size_t(to[i]) * page_bytes, base + size_t(from[i]) * page_bytes, page_bytes, keep);
   }
-  void measure(Ceilings*, Done done) override {
-    done(std::make_exception_ptr(Error("ERR_DEVICE_UNSUPPORTED", name_ + ": has no ceilings to measure yet")));
+  void clock(double* seconds, Done done) override { runtime_->clock(seconds, std::move(done)); }
+  void measure(Ceilings* result, Done done) override {
+    const SharedWeight memory = random(2, 1, measured_bytes(runtime_->chip()) / int64_t{sizeof(bf16)}, 1, 1);
+    auto* const data = reinterpret_cast<std::byte*>(const_cast<bf16*>(memory->blocks[0].data));
+    measure_ceilings(runtime_, data, memory, result, std::move(done));
+  }
+  void measure_library(int64_t rows, int64_t out, int64_t in, LibraryRate* result, Done done) override {
+    const SharedWeight x = random(2, rows, in, 1, 1), w = random(2, out, in, 2, 0.02f), y = random(2, rows, out, 3, 1);
+    const Product product{x->blocks[0].data, w->blocks[0].data, const_cast<bf16*>(y->blocks[0].data), rows, out, in};
+    measure_library_rate(runtime_, product, std::make_shared<std::array<SharedWeight, 3>>(std::array{x, w, y}), result,
+                         std::move(done));
   }
   void close() override { runtime_->close(); }
 
@@ -163,10 +185,17 @@ class GpuDevice final : public Device {
   };
   struct Recorded final : Program {
     std::shared_ptr<Graph> graphs[2];
+    std::vector<KernelLaunch> launches() const override {
+      std::vector<KernelLaunch> all;
+      for (const Launched& l : graphs[0]->launched)
+        all.push_back({l.kernel, {l.grid.x, l.grid.y, l.grid.z}, {l.block.x, l.block.y, l.block.z}, l.shared});
+      return all;
+    }
   };
 
   const std::string name_;
   const std::shared_ptr<Runtime> runtime_;
+  const bool fuses_;
   const std::shared_ptr<Buffer> counters_;
 };
 

@@ -3,6 +3,8 @@
 
 #include <dlfcn.h>
 
+#include "driver.h"
+
 namespace cria {
 
 namespace {
@@ -24,24 +26,29 @@ Function find(const std::string& library, const char* name) {
   return function;
 }
 
-constexpr const char* kNoDriver = "there is no NVIDIA driver (libcuda.so.1)";
-bool has_driver() { return dlopen("libcuda.so.1", RTLD_LAZY | RTLD_LOCAL) != nullptr; }
-
 }  // namespace
 
 std::unique_ptr<Device> open_plugin(const std::string& library, const PluginOptions& options) {
-  if (library == "cuda" && !has_driver())
-    fail("ERR_DEVICE_UNAVAILABLE", "device cuda:", options.index, ": ", kNoDriver, "; 'cpu' is available");
+  const std::string problem = library == "cuda" ? driver_problem(find_driver()) : "";
+  if (!problem.empty())
+    fail("ERR_DEVICE_UNAVAILABLE", "device cuda:", options.index, ": ", problem, "; 'cpu' is available");
   return std::unique_ptr<Device>(find<OpenPlugin>(library, kOpenPlugin)(options));
 }
 
 void report_gpus(std::vector<DeviceReport>& list) {
-  if (!has_driver()) return list.push_back({"cuda:0", false, kNoDriver, 0});
+  const std::string problem = driver_problem(find_driver());
+  if (!problem.empty()) return list.push_back({"cuda:0", false, problem});
   try {
     find<ListPlugin>("cuda", kListPlugin)(list);
   } catch (const Error& e) {
-    list.push_back({"cuda:0", false, e.what(), 0});
+    list.push_back({"cuda:0", false, e.what()});
   }
+}
+
+PluginBuild describe_plugin() {
+  PluginBuild build;
+  find<DescribePlugin>("cuda", kDescribePlugin)(build);
+  return build;
 }
 
 }  // namespace cria

@@ -1,6 +1,7 @@
 // queue.h - a device's thread: work in the order in which it was given, and the first failure for whoever asks next.
 #pragma once
 #include <atomic>
+#include <chrono>
 #include <condition_variable>
 #include <deque>
 #include <exception>
@@ -16,6 +17,11 @@ namespace cria {
 class Queue {
  public:
   using Done = std::function<void(std::exception_ptr)>;
+
+  // Seconds on the host's clock.
+  static double now() {
+    return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+  }
 
   explicit Queue(std::string name) : name_(std::move(name)), thread_([this] { loop(); }) {}
   ~Queue() { close(); }

@@ -1,4 +1,6 @@
 // simt.cc - the emulated device: the GPU's host code and kernels on fibers. For tests.
+#include <dlfcn.h>
+
 #include <cstdlib>
 #include <map>
 
@@ -12,6 +14,15 @@ namespace {
 constexpr size_t kCanary = 256;
 constexpr unsigned char kCanaryByte = 0xC5;
 
+// Of a kernel in this library, as nm has it: kernels have no names at run time.
+std::string place_of(const void* kernel) {
+  Dl_info library{};
+  dladdr(kernel, &library);
+  std::ostringstream text;
+  text << "0x" << std::hex << uintptr_t(kernel) - uintptr_t(library.dli_fbase);
+  return text.str();
+}
+
 struct Launches final : Graph {
   std::vector<Launch> list;
 };
@@ -24,7 +35,14 @@ class HostRuntime final : public Runtime {
   ~HostRuntime() override { close(); }
   const Chip& chip() const override { return chip_; }
 
+  double free_memory() const override {
+    std::lock_guard lock(mutex_);
+    return machine_.options().memory - used_;
+  }
   void* allocate(size_t bytes, bool zero) override {
+    if (double(bytes) > free_memory())
+      cria::fail("ERR_OUT_OF_MEMORY", "simt: ", bytes, " bytes asked for, but only ", uint64_t(free_memory()), " of ",
+                 uint64_t(machine_.options().memory), " are free");
     auto* block =
         static_cast<unsigned char*>(std::aligned_alloc(kCanary, (bytes + 3 * kCanary - 1) / kCanary * kCanary));
     if (!block) cria::fail("ERR_OUT_OF_MEMORY", "simt: no ", bytes, " bytes to be had");
@@ -34,12 +52,15 @@ class HostRuntime final : public Runtime {
     std::memset(data + bytes, kCanaryByte, kCanary);
     std::lock_guard lock(mutex_);
     sizes_[data] = bytes;
+    used_ += double(bytes);
     return data;
   }
   void release(void* memory) override {
     {
       std::lock_guard lock(mutex_);
-      sizes_.erase(static_cast<unsigned char*>(memory));
+      const auto at = sizes_.find(static_cast<unsigned char*>(memory));
+      used_ -= double(at->second);
+      sizes_.erase(at);
     }
     std::free(static_cast<unsigned char*>(memory) - kCanary);
   }
@@ -49,7 +70,12 @@ class HostRuntime final : public Runtime {
       if (!data.empty()) std::memcpy(to, data.data(), data.size());
     });
   }
-  void upload(void* to, const void* from, size_t bytes, Kept kept) override { copy(to, from, bytes, std::move(kept)); }
+  void upload(void* to, const void* from, size_t bytes, Kept kept) override {
+    queue_.add([to, from, bytes, kept = std::move(kept)] {
+      if (!read_pages(from, bytes)) cria::fail("ERR_MODEL_FILE_UNREADABLE", kUnreadable);
+      std::memcpy(to, from, bytes);
+    });
+  }
   void copy(void* to, const void* from, size_t bytes, Kept kept) override {
     queue_.add([to, from, bytes, kept = std::move(kept)] { std::memcpy(to, from, bytes); });
   }
@@ -65,6 +91,7 @@ class HostRuntime final : public Runtime {
     Machine recorder{Options{}};
     launches(Stream{&recorder});
     graph->list = recorder.take();
+    for (const Launch& l : graph->list) graph->launched.push_back({place_of(l.kernel), l.grid, l.block, l.shared});
     return graph;
   }
   void replay(std::shared_ptr<Graph> graph, Kept kept) override {
@@ -73,6 +100,9 @@ class HostRuntime final : public Runtime {
       machine_.drain();
       check_canaries();
     });
+  }
+  void clock(double* seconds, Done done) override {
+    queue_.add([seconds] { *seconds = Queue::now(); }, std::move(done));
   }
   void close() override { queue_.close(); }
 
@@ -88,15 +118,19 @@ class HostRuntime final : public Runtime {
 
   Chip chip_;
   Machine machine_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
+  double used_ = 0;
   std::map<unsigned char*, size_t> sizes_;
   Queue queue_{"simt"};  // last: its thread uses all of the above
 };
 
 }  // namespace
+
+std::shared_ptr<LibraryProduct> library_product(const Product&) { return nullptr; }
+
 }  // namespace cria::simt
 
 extern "C" __attribute__((visibility("default"))) cria::Device* cria_open_device(const cria::PluginOptions& options) {
   auto runtime = std::make_shared<cria::simt::HostRuntime>(cria::simt::Options::parse(options.settings));
-  return new cria::simt::GpuDevice("simt", std::move(runtime));
+  return new cria::simt::GpuDevice("simt", std::move(runtime), options.fuse);
 }

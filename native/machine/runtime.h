@@ -1,11 +1,12 @@
 // runtime.h - what a device of this machine offers to host code: memory, one stream, and recorded launches to replay.
-// runtime_host.cc implements it on emulated threads, runtime_cuda.cu on a GPU.
+// devices/simt.cc implements it on emulated threads, devices/cuda.cu on a GPU.
 #pragma once
 #include <functional>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "../core/read_ahead.h"
 #include "gpu.h"
 
 namespace cria::CRIA_MACHINE {
@@ -13,8 +14,12 @@ namespace cria::CRIA_MACHINE {
 using Kept = std::shared_ptr<const void>;  // what must outlive the work that is given
 using Done = std::function<void(std::exception_ptr)>;
 
+constexpr const char* kUnreadable =
+    "a file of weights cannot be read: the disk failed, or the file became shorter while it was open";
+
 // Launches in order. Replaying costs one call.
 struct Graph {
+  std::vector<Launched> launched;
   virtual ~Graph() = default;
 };
 
@@ -24,15 +29,18 @@ class Runtime {
  public:
   virtual ~Runtime() = default;
   virtual const Chip& chip() const = 0;
+  virtual double free_memory() const = 0;  // bytes that allocate() can still give, nearly
   // Zeros, or NaN where nobody may rely on zeros. ERR_OUT_OF_MEMORY. release() waits for the work that is under way.
   virtual void* allocate(size_t bytes, bool zero) = 0;
   virtual void release(void* memory) = 0;
-  virtual void write(void* to, const void* from, size_t bytes, Kept kept) = 0;   // copies `from` before it returns
-  virtual void upload(void* to, const void* from, size_t bytes, Kept kept) = 0;  // `kept` owns `from`
+  virtual void write(void* to, const void* from, size_t bytes, Kept kept) = 0;  // copies `from` before it returns
+  // `kept` owns `from`, which may be a mapped file: it is read ahead. Ends early when the device is closed.
+  virtual void upload(void* to, const void* from, size_t bytes, Kept kept) = 0;
   virtual void read(void* into, const void* from, size_t bytes, Kept kept, Done done) = 0;
   virtual void copy(void* to, const void* from, size_t bytes, Kept kept) = 0;  // within the device
   virtual std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) = 0;
   virtual void replay(std::shared_ptr<Graph> graph, Kept kept) = 0;
+  virtual void clock(double* seconds, Done done) = 0;  // when everything before has been done; only differences count
   virtual void close() = 0;  // waits for the task under way; those that wait are rejected with ERR_CLOSED
 };
 

@@ -8,7 +8,9 @@
 // Everything that is an instruction of its own is in ptx/.
 #pragma once
 #include <cstdint>
+#include <string>
 #include <type_traits>
+#include <vector>
 
 #include "../core/dtype.h"
 
@@ -47,6 +49,13 @@ struct Shape {
   size_t shared = 0;       // bytes of dynamic shared memory
   unsigned cluster = 1;    // blocks, along x
   bool dependent = false;  // programmatic dependent launch: it calls grid_wait() before it reads what others wrote
+};
+
+// A launch that was recorded.
+struct Launched {
+  std::string kernel;  // its mangled name on a GPU; its place in the library, as "0x1234", on the host
+  dim3 grid, block;
+  size_t shared;
 };
 
 CRIA_DEVICE void sync_block(CRIA_AT_FIRST) {
@@ -102,11 +111,20 @@ CRIA_DEVICE float fused(float a, float b, float c) {  // a b + c, rounded once
 #endif
 }
 
+CRIA_DEVICE float product(float a, float b) {  // rounded, never fused with what follows
+#ifdef CRIA_ON_GPU
+  return __fmul_rn(a, b);
+#else
+  return a * b;
+#endif
+}
+
 // --- Starting kernels
 
 #ifdef CRIA_ON_GPU
 struct Stream {
   cudaStream_t handle = nullptr;
+  std::vector<Launched>* launched = nullptr;  // where launches are noted
 };
 void check(cudaError_t error, const char* what);
 
@@ -132,6 +150,9 @@ void launch(void (*kernel)(P...), const char* name, const Shape& shape, const St
     attributes[config.numAttrs++].val.clusterDim.z = 1;
   }
   check(cudaLaunchKernelEx(&config, kernel, P(arguments)...), name);
+  const char* symbol = nullptr;
+  if (stream.launched && cudaFuncGetName(&symbol, reinterpret_cast<const void*>(kernel)) == cudaSuccess)
+    stream.launched->push_back({symbol, shape.grid, shape.block, shape.shared});
 }
 #else
 struct Stream {
@@ -142,6 +163,7 @@ void launch(void (*kernel)(P...), const char* name, const Shape& shape, const St
   Launch l;
   l.body = [=] { kernel(P(arguments)...); };
   l.name = name;
+  l.kernel = reinterpret_cast<const void*>(kernel);
   l.grid = shape.grid;
   l.block = shape.block;
   l.shared = shape.shared;

@@ -28,14 +28,16 @@ Options Options::parse(const std::string& text) {
       options.seed = std::stoull(value);
     else if (name == "copies" && (value == "early" || value == "late"))
       options.late = value == "late";
-    else if (name == "arch" && (value == "80" || value == "90"))
+    else if (name == "arch" && (value == "80" || value == "90" || value == "120"))
       options.arch = std::stoi(value);
+    else if (name == "memory" && !value.empty() && value.find_first_not_of("0123456789") == std::string::npos)
+      options.memory = std::stod(value);
     else if (name == "wound" && value.find(':') != std::string::npos)
       options.wound = value;
     else
       cria::fail("ERR_DEVICE_OPTION", "CRIA_SIMT has ", part,
-                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90 or wound=FILE:LINE, with commas "
-                 "between");
+                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90, arch=120, memory=BYTES or "
+                 "wound=FILE:LINE, with commas between");
   }
   return options;
 }

@@ -50,9 +50,10 @@ struct Site {
 // string that repeats it.
 struct Options {
   uint64_t seed = 0;
-  bool late = true;   // asynchronous copies land when somebody waits for them, not when they are issued
-  int arch = 90;      // compute capability, times 10: which kernels are chosen
-  std::string wound;  // the site that does nothing
+  bool late = true;      // asynchronous copies land when somebody waits for them, not when they are issued
+  int arch = 90;         // compute capability, times 10: which kernels are chosen
+  double memory = 64e9;  // bytes that the device says it has
+  std::string wound;     // the site that does nothing
   static Options parse(const std::string& text);
   std::string text() const;
 };
@@ -129,6 +130,7 @@ struct Block {
 
 struct Launch {
   std::function<void()> body;
+  const void* kernel = nullptr;
   std::string name;
   dim3 grid, block;
   size_t shared = 0;

@@ -4,7 +4,9 @@
 // come in blocks of 64 from key 0: scores, a softmax in base 2, its weights (as the sum of two bf16) times values and
 // ones. Every 256 keys, a split, it begins anew; splits are merged in their order. A warp has 16 rows; where a tile has
 // no more, its four warps divide the scores by keys and the output by columns. The splits of a sequence with one row go
-// to different blocks, and the last of them merges. To a row, keys that it does not see are weights of 0.
+// to different blocks, and the last of them merges. To a row, keys that it does not see are weights of 0; as 0 times
+// NaN is NaN, blocks with such keys are searched for values that are not finite, and each row then has an MMA of its
+// own.
 #include "../machine/gpu.h"
 #include "../machine/ptx/cp_async.h"
 #include "../machine/ptx/grid.h"
@@ -12,100 +14,14 @@
 #include "../machine/tile/arrive.h"
 #include "../machine/tile/reduce.h"
 #include "../machine/tile/vectors.h"
-#include "attention.h"
+#include "attention_units.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
 constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kRows = 16 * kWarps;  // of a tile
-constexpr int kBlock = 64;          // keys
-constexpr int kSplit = 256;         // keys
-constexpr int kSlots = 8192;        // (sequence, key/value head, split) with results of their own, at most
-
-struct Arguments {
-  bf16* y;
-  const bf16 *q, *k, *v;
-  const int32_t *query_start, *kv_length, *page_table;
-  float* partials;  // [slots, group, dim], then the highest score and the sum of weights: [slots, group, 2]
-  uint32_t* counters;
-  int seqs, kv_heads, group, pages, page_size, max_pages, slots;
-  float scale;  // of scores, for base 2
-};
-
-struct Sequence {
-  int start, rows, splits;
-  int64_t length;  // keys that the last row sees, if they exist
-  int most;        // one more than there can be: who sees that one is NaN
-
-  CRIA_DEVICE int visible_to(int token) const {
-    const int64_t keys = length - rows + token + 1;
-    return keys < 0 ? 0 : keys < most ? int(keys) : most;
-  }
-};
-
-CRIA_DEVICE Sequence sequence(const Arguments& op, int64_t live, int s) {
-  Sequence q;
-  q.start = op.query_start[s];
-  const int64_t next = op.query_start[s + 1], end = next < live ? next : live;
-  q.rows = q.start >= 0 && end > q.start ? int(end - q.start) : 0;
-  q.length = op.kv_length[s];
-  q.most = op.max_pages * op.page_size + 1;
-  const int keys = q.visible_to(q.rows - 1);
-  q.splits = keys > kSplit ? (keys + kSplit - 1) / kSplit : 1;
-  return q;
-}
-
-// What a block does at a time: a tile of rows and all of its keys, or one split of the keys of a tile.
-struct Unit {
-  int seq, head, tile, split;
-  int slot;  // of split 0 of this head; -1: all keys
-};
-
-// Deals the units, to every warp by itself; 32 sequences at a time, forwards.
-struct Dealer {
-  int seq = 0, units = 0, slots = 0;  // of the lane 0; before it
-
-  CRIA_DEVICE static int sum_before(int own, int lane) {
-    int sum = own;
-    for (int d = 1; d < 32; d *= 2) {
-      const int other = shuffle(kAllLanes, sum, unsigned(lane - d) % 32);
-      if (lane >= d) sum += other;
-    }
-    return sum - own;
-  }
-
-  CRIA_DEVICE bool find(const Arguments& op, int64_t live, int index, Unit& unit) {
-    const int lane = int(threadIdx.x % 32);
-    for (; seq < op.seqs; seq += 32) {
-      const int s = seq + lane;
-      Sequence q{};
-      if (s < op.seqs) q = sequence(op, live, s);
-      const int tiles = (q.rows * op.group + kRows - 1) / kRows;
-      const bool divisible = q.rows == 1 && q.splits > 1 && op.group <= 16 && (s + 1) * op.kv_heads <= kCounters;
-      const int wanted = divisible ? q.splits * op.kv_heads : 0;
-      const int slot = slots + sum_before(wanted, lane);
-      const bool divided = divisible && slot + wanted <= op.slots;
-      const int each = divided ? q.splits : tiles, own = each * op.kv_heads;
-      const int first = units + sum_before(own, lane);
-      const int end = shuffle(kAllLanes, first + own, 31);
-      if (index < end) {
-        const auto owner = unsigned(reduce_warp(int(first + own <= index), Sum{}));
-        const int parts = shuffle(kAllLanes, each, owner), part = index - shuffle(kAllLanes, first, owner);
-        const int slot_of = shuffle(kAllLanes, divided ? slot : -1, owner);
-        unit.seq = seq + int(owner);
-        unit.head = part / parts;
-        unit.tile = slot_of < 0 ? parts - 1 - part % parts : 0;  // late tiles see the most keys, so they are first
-        unit.split = slot_of < 0 ? 0 : part % parts;
-        unit.slot = slot_of < 0 ? -1 : slot_of + unit.head * parts;
-        return true;
-      }
-      slots = shuffle(kAllLanes, slot + wanted, 31);
-      units = end;
-    }
-    return false;
-  }
-};
+constexpr int kBlock = 64;  // keys
+static_assert(kRows == 16 * kWarps);
 
 // Keys or values of a block, [kBlock, dim]: where 16 bytes lie, so that 8 rows of a column have different banks.
 constexpr int swizzled(int dim, int row, int chunk) { return (row * dim + chunk * 8) ^ (row % 8 * 8); }
@@ -155,6 +71,11 @@ struct Merge {
   }
   CRIA_DEVICE float operator()(float a, float b) const { return fused(b, of_b, a * of_a); }
 };
+
+// Bits 15 and 31: whether that one of two bf16 is infinite or NaN.
+CRIA_DEVICE uint32_t not_finite(uint32_t pair) { return ((pair & 0x7f807f80u) + 0x00800080u) & 0x80008000u; }
+// The bits of two bf16, of which the first `count` exist.
+CRIA_DEVICE uint32_t first_of_pair(int count) { return count > 1 ? kAllLanes : count > 0 ? 0xffffu : 0u; }
 
 CRIA_DEVICE uint32_t pair_of(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
 
@@ -239,6 +160,22 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
         }
       }
 
+      // Columns n and n + 1 of the values of 16 keys, as operands.
+      const auto load_values = [&](uint32_t (&b)[4], int c, int n) {
+        const int row = values + c * 16 + lane / 8 % 2 * 8 + lane % 8;
+        ldmatrix<true>(b, cache + swizzled(dim, row, first_column / 8 + n + lane / 16));
+      };
+      bool by_rows = false;
+      if (visible_to(first_row) < most && visible_to(first_row) < block + kBlock) {
+        uint32_t found = 0, b[4];
+        for (int c = 0; c < kBlock / 16; c++)
+          for (int n = 0; n < kColumns; n += 2) {
+            load_values(b, c, n);
+            for (int i = 0; i < 4; i++) found |= not_finite(b[i]);
+          }
+        by_rows = ballot(kAllLanes, found != 0) != 0;
+      }
+
       for (int c = 0; c < kBlock / 16; c++) {
         uint32_t high[4], low[4];
         for (int i = 0; i < 4; i++) {
@@ -249,14 +186,27 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
         }
         mma_16x8x16(sum, high, {kOnes, kOnes});
         mma_16x8x16(sum, low, {kOnes, kOnes});
+        const auto weigh = [&](float (&a)[4], uint32_t b0, uint32_t b1) {
+          mma_16x8x16(a, high, {b0, b1});
+          mma_16x8x16(a, low, {b0, b1});
+        };
         for (int n = 0; n < kColumns; n += 2) {
           uint32_t b[4];
-          const int row = values + c * 16 + lane / 8 % 2 * 8 + lane % 8;
-          ldmatrix<true>(b, cache + swizzled(dim, row, first_column / 8 + n + lane / 16));
-          mma_16x8x16(acc[n], high, {b[0], b[1]});
-          mma_16x8x16(acc[n], low, {b[0], b[1]});
-          mma_16x8x16(acc[n + 1], high, {b[2], b[3]});
-          mma_16x8x16(acc[n + 1], low, {b[2], b[3]});
+          load_values(b, c, n);
+          if (!by_rows) {
+            weigh(acc[n], b[0], b[1]);
+            weigh(acc[n + 1], b[2], b[3]);
+            continue;
+          }
+          for (int row = 0; row < 16 && first_row + row < rows; row++) {
+            const int first = visible_to(first_row + row) - (block + c * 16 + 2 * t);
+            const uint32_t seen[2] = {first_of_pair(first), first_of_pair(first - 8)};
+            for (int m = n; m < n + 2; m++) {
+              float of_row[4] = {acc[m][0], acc[m][1], acc[m][2], acc[m][3]};
+              weigh(of_row, b[m % 2 * 2] & seen[0], b[m % 2 * 2 + 1] & seen[1]);
+              for (int i = 0; i < 4; i++) acc[m][i] = g + i / 2 * 8 == row ? of_row[i] : acc[m][i];
+            }
+          }
         }
       }
     }
@@ -336,6 +286,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
 template <int dim>
 __global__ void __launch_bounds__(kThreads, 2) attention_kernel(Arguments op, Live live) {
   CRIA_SHARED(uint8_t, shared);
+  grid_launch_dependents();
   grid_wait();
   const int64_t alive = live_rows(live);
   Dealer dealer;

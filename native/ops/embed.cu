@@ -12,6 +12,7 @@ constexpr int kThreads = 128;
 __global__ void __launch_bounds__(kThreads)
     embed_kernel(float* x, const bf16* table, const int32_t* tokens, const int32_t* source, const int32_t* previous,
                  int64_t previous_count, Live live, int64_t vocab, int64_t dim) {
+  grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.x;
   if (!is_live(live, row)) return;

@@ -4,12 +4,11 @@
 // whatever the batch; a segment is one chain of MMAs in the order of K; segments are added in their order. With few
 // tokens every segment has a block of its own and the last one to finish adds them up; with many, one block does all
 // segments.
-#include "../machine/gpu.h"
 #include "../machine/ptx/cp_async.h"
 #include "../machine/ptx/grid.h"
 #include "../machine/ptx/mma.h"
 #include "../machine/tile/arrive.h"
-#include "linear.h"
+#include "linear_epilogue.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
@@ -26,12 +25,10 @@ constexpr int place(int row, int chunk) { return (row * kChunks + (chunk ^ (row 
 
 struct Problem {
   const bf16 *x, *weight;
-  const float* add;  // or nullptr
-  float* y_f32;      // or nullptr
-  bf16* y_bf16;
   float* partial;      // [tiles][segments][rows of a tile x tokens of a tile]
   uint32_t* counters;  // [tiles]
   int64_t rows, cols;
+  int64_t period;   // of pairs of weight rows
   int64_t segment;  // elements of K, a multiple of kDepth
   int segments;
 };
@@ -60,20 +57,29 @@ struct Tile {
     for (int n = 0; n < kTokens / 8; n++)
       for (int i = 0; i < 4; i++) f(at[n][i], warp * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
   }
+  // f(element, the element eight rows below, weight row, token)
+  template <class F>
+  CRIA_DEVICE void pairs(F f) const {
+    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    CRIA_UNROLL
+    for (int n = 0; n < kTokens / 8; n++)
+      for (int i = 0; i < 2; i++) f(at[n][i], at[n][i + 2], warp * 16 + lane / 4, n * 8 + lane % 4 * 2 + i);
+  }
 };
 
 // Elements of a step in shared memory.
 template <int kWarps, int kTokens>
 constexpr int kStep = (16 * kWarps + kTokens) * kDepth;
 
-// Copies rows [0, kRows) x [k, k + kDepth) of a matrix; zeros where it ends.
+// Copies rows [first, first + kRows) x [k, k + kDepth) of a matrix, in the order of pairs; zeros where it ends.
 template <int kRows, int kThreads>
-CRIA_DEVICE void request(bf16* to, const bf16* from, int64_t rows, int64_t cols, int64_t k, int64_t end) {
+CRIA_DEVICE void request(bf16* to, const bf16* from, int64_t first, int64_t rows, int64_t period, int64_t cols,
+                         int64_t k, int64_t end) {
   for (int i = int(threadIdx.x); i < kRows * kChunks; i += kThreads) {
     const int row = i / kChunks, chunk = i % kChunks;
     const int64_t column = k + chunk * 8;
-    const bool inside = row < rows && column < end;
-    copy_async_16(to + place(row, chunk), inside ? from + row * cols + column : from, inside);
+    const bool inside = first + row < rows && column < end;
+    copy_async_16(to + place(row, chunk), inside ? from + row_of(first + row, period) * cols + column : from, inside);
   }
 }
 
@@ -98,7 +104,7 @@ CRIA_DEVICE void multiply(Tile<kTokens>& tile, const bf16* weights, const bf16* 
 
 // Grid: (tiles of weight rows, tiles of tokens, segments or 1).
 template <int kWarps, int kTokens, bool split>
-__global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Live live) {
+__global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Epilogue epilogue, Live live) {
   constexpr int kThreads = 32 * kWarps, kRows = 16 * kWarps, kElements = kStep<kWarps, kTokens>;
   CRIA_SHARED(bf16, stages);  // [kStages][weights [kRows][kDepth], tokens [kTokens][kDepth]]
   const int64_t row = int64_t{blockIdx.x} * kRows, token = int64_t{blockIdx.y} * kTokens;
@@ -107,23 +113,24 @@ __global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Live liv
   const int steps = int((end - begin + kDepth - 1) / kDepth), per_segment = int(p.segment / kDepth);
   const auto request_weights = [&](int step) {
     if (step < steps)
-      request<kRows, kThreads>(stages + step % kStages * kElements, p.weight + row * p.cols, p.rows - row, p.cols,
+      request<kRows, kThreads>(stages + step % kStages * kElements, p.weight, row, p.rows, p.period, p.cols,
                                begin + int64_t{step} * kDepth, end);
   };
 
   // Weights do not depend on the kernel before.
   for (int step = 0; step < kStages - 1; step++) request_weights(step);
+  grid_launch_dependents();
   grid_wait();
-  const int64_t tokens = live_rows(live) - token;
-  if (tokens <= 0) {
+  const int64_t tokens = live_rows(live);
+  if (tokens <= token) {
     copy_async_commit();
     copy_async_wait<0>();
     return;
   }
   const auto request_tokens = [&](int step) {
     if (step < steps)
-      request<kTokens, kThreads>(stages + step % kStages * kElements + kRows * kDepth, p.x + token * p.cols, tokens,
-                                 p.cols, begin + int64_t{step} * kDepth, end);
+      request<kTokens, kThreads>(stages + step % kStages * kElements + kRows * kDepth, p.x, token, tokens, 0, p.cols,
+                                 begin + int64_t{step} * kDepth, end);
     copy_async_commit();
   };
   for (int step = 0; step < kStages - 1; step++) request_tokens(step);
@@ -159,14 +166,9 @@ __global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Live liv
     sum = total;
   }
 
-  sum.each([&](float& s, int r, int t) {
-    if (!guard(row + r < p.rows && t < tokens)) return;
-    const int64_t at = (token + t) * p.rows + row + r;
-    const float y = p.add ? p.add[at] + s : s;
-    if (p.y_f32)
-      p.y_f32[at] = y;
-    else
-      p.y_bf16[at] = bf16(y);
+  sum.pairs([&](float first, float second, int r, int t) {
+    const bool alive = guard(token + t < tokens);
+    if (alive) epilogue.finish(row + r, token + t, first, second);
   });
 }
 
@@ -190,7 +192,7 @@ void start(const Problem& p, const Linear& op, const Gpu& gpu) {
   const dim3 grid(unsigned((p.rows + kRows - 1) / kRows), unsigned((op.x.dims[0] + kTokens - 1) / kTokens),
                   split ? unsigned(p.segments) : 1);
   const Shape shape{grid, dim3(32 * kWarps), kStages * kStep<kWarps, kTokens> * sizeof(bf16), 1, gpu.dependent()};
-  launch(linear_kernel<kWarps, kTokens, split>, Linear::name, shape, gpu.stream, p, live_of(op.x));
+  launch(linear_kernel<kWarps, kTokens, split>, Linear::name, shape, gpu.stream, p, Epilogue(op), live_of(op.x));
 }
 
 }  // namespace
@@ -203,30 +205,31 @@ void supports(const Linear& op) {
 }
 
 size_t workspace(const Linear& op, const Chip& chip) {
+  if (chip.arch == 90) return workspace_sm90(op, chip);
   const Cut c = cut(op.weight, chip);
-  if (c.segments == 1 || op.x.dims[0] > kSplitTokens) return 0;
+  if (c.segments == 1 || op.x.dims[0] > kSplitTokens) return norm_bytes(op);
   const int64_t tokens = op.x.dims[0] <= 16 ? 16 : 64;
-  return size_t((op.weight.rows + 63) / 64 * 64 * tokens * c.segments) * sizeof(float);
+  return norm_bytes(op) + size_t((op.weight.rows + 63) / 64 * 64 * tokens * c.segments) * sizeof(float);
 }
 
 void run(const Linear& op, const Gpu& gpu) {
+  if (gpu.chip->arch == 90) return run_sm90(op, gpu);
+  const Linear plain = normalised(op, gpu);
   const Cut c = cut(op.weight, *gpu.chip);
-  const Problem p{op.x.as<const bf16>(),
+  const Problem p{plain.x.as<const bf16>(),
                   op.weight.blocks[0].data,
-                  op.add ? op.add.as<const float>() : nullptr,
-                  op.y.dtype == DType::f32 ? op.y.as<float>() : nullptr,
-                  op.y.dtype == DType::f32 ? nullptr : op.y.as<bf16>(),
-                  reinterpret_cast<float*>(gpu.workspace),
+                  reinterpret_cast<float*>(gpu.workspace + norm_bytes(op)),
                   gpu.counters,
                   op.weight.rows,
                   op.weight.cols,
+                  period_of(op),
                   c.segment,
                   c.segments};
   const int64_t tokens = op.x.dims[0];
   const bool split = c.segments > 1 && tokens <= kSplitTokens;
-  if (tokens <= 16) return split ? start<4, 16, true>(p, op, gpu) : start<4, 16, false>(p, op, gpu);
-  if (tokens <= 64) return split ? start<4, 64, true>(p, op, gpu) : start<4, 64, false>(p, op, gpu);
-  start<8, 64, false>(p, op, gpu);
+  if (tokens <= 16) return split ? start<4, 16, true>(p, plain, gpu) : start<4, 16, false>(p, plain, gpu);
+  if (tokens <= 64) return split ? start<4, 64, true>(p, plain, gpu) : start<4, 64, false>(p, plain, gpu);
+  start<8, 64, false>(p, plain, gpu);
 }
 
 }  // namespace cria::CRIA_MACHINE

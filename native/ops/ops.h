@@ -19,4 +19,15 @@ namespace cria {
 // One op with its arguments, as plain data.
 using Command = std::variant<Embed, RmsNorm, Linear, RopeAppend, Attention, Swiglu, SelectRows, Sample>;
 
+// What a command does, for people: "rmsNorm+linear+swiglu".
+template <class Op>
+std::string label(const Op& op) {
+  return op.name;
+}
+inline std::string label(const Linear& op) {
+  const std::string before = op.norm.rank ? "rmsNorm+" : "";
+  const char* const after[] = {"", "+swiglu", "+ropeAppend"};
+  return before + op.name + after[int(op.then)];
+}
+
 }  // namespace cria

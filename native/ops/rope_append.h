@@ -17,17 +17,22 @@ struct RopeAppend {
   template <class V>
   void contract(V& c) {
     c.in("qkv", qkv, c.activation(), {"tokens", "qkv"});
+    append(c, qkv.dims[1], q, &qkv.rows);
+  }
+  // All but the input, whose width is `width`; a linear that ends with this op uses it, too.
+  template <class V>
+  void append(V& c, int64_t width, Tensor& rotated, const Rows* rows) {
     c.state("kv.k", k, c.activation(), {"pages", "kvHeads", "pageSize", "headDim"});
     c.state("kv.v", v, c.activation(), {"pages", "kvHeads", "pageSize", "headDim"});
     c.in("step.positions", positions, DType::i32, {"tokens"});
     c.in("step.slots", slots, DType::i32, {"tokens"});
     c.in("invFreq", invFreq, DType::f32, {"headDim/2"});
     const int64_t head = k.dims[3] > 0 ? k.dims[3] : 1, kvHeads = k.dims[1] > 0 ? k.dims[1] : 1;
-    const int64_t heads = qkv.dims[1] / head - 2 * kvHeads;
+    const int64_t heads = width / head - 2 * kvHeads;
     c.require(invFreq.dims[0] * 2 == head, "headDim/2 = headDim / 2");
     c.derive("heads", heads, "qkv = (heads + 2 kvHeads) headDim, and kvHeads divides heads",
-             qkv.dims[1] % head == 0 && heads > 0 && heads % kvHeads == 0);
-    c.out("q", q, c.activation(), {"tokens", "heads", "headDim"}, &qkv.rows);
+             width % head == 0 && heads > 0 && heads % kvHeads == 0);
+    c.out("q", rotated, c.activation(), {"tokens", "heads", "headDim"}, rows);
   }
   int64_t heads() const { return q.dims[1]; }
   int64_t kv_heads() const { return k.dims[1]; }

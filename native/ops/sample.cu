@@ -1,20 +1,37 @@
-// sample.cu - a block per row, no sort: the kept set is everything from a threshold up, found by radix descent on the
-// ordered bits of floats. Greedy rows look twice at their logits and are done.
+// sample.cu - no sort: the kept set is everything from a threshold up, found by radix descent on the ordered bits of
+// floats.
 //
-// Which thread sees which logit depends on the vocabulary alone, sums of floats have one order, and what is added with
-// atomics is an integer: a row gives the same bits wherever it is.
+// A warp looks at a slice of the vocabulary, once: the largest logit, the sum of e^(logit - largest) and, where all
+// logits are kept, the best draw. The slices of a row go to several blocks where there are few rows, and the last block
+// to arrive puts them together; if the settings leave out tokens, it finds the threshold and draws, alone, from the
+// slices that reach it.
+//
+// Slices, their sums and the order in which those are added depend on the vocabulary alone, maxima have no order, and
+// what is added with atomics is an integer: a row gives the same bits wherever it is and however many blocks it has.
 #include "../machine/gpu.h"
 #include "../machine/ptx/grid.h"
+#include "../machine/tile/arrive.h"
 #include "../machine/tile/reduce.h"
 #include "../machine/tile/vectors.h"
-#include "sample.h"
+#include "sample_numbers.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr unsigned kMostThreads = 1024, kFewThreads = 128, kMostWarps = kMostThreads / 32;
+constexpr unsigned kMostThreads = 512, kFewThreads = 128, kMostWarps = kMostThreads / 32;
 // 11 bits of a key at a time: sign, exponent and two bits more, so that the first pass does not crowd a few bins.
 constexpr unsigned kBins = 2048;
+constexpr int64_t kSlice = 256;  // logits
+constexpr int kEach = 8;         // of a lane
+
+// What is known of a slice.
+struct alignas(8) Slice {
+  uint64_t first;  // key of the largest logit, then the complement of the lowest id that has it; all ones: NaN
+  double value;    // of the best draw in this slice or an earlier one of its warp
+  uint32_t id;     // of that
+  float sum;       // of e^(logit - largest)
+  CRIA_DEVICE uint32_t key() const { return uint32_t(first >> 32); }
+};
 
 struct Sampling {
   const float *logits, *temperature, *top_p, *min_p;
@@ -25,7 +42,10 @@ struct Sampling {
   float* logprobs;
   int32_t* status;
   int64_t vocab;
-  double scale;  // of probabilities as integers: the sum of `vocab` of them fits
+  double scale;   // of probabilities as integers: the sum of `vocab` of them fits
+  Slice* slices;  // [out, slices]
+  uint32_t* counters;
+  unsigned blocks;  // of a row
 };
 
 // No two uses share a member, which saves the barriers between them.
@@ -38,91 +58,93 @@ struct Shared {
   float sums[kMostWarps];
   double values[kMostWarps];
   uint32_t ids[kMostWarps];
+  uint32_t arrived;
 };
-
-CRIA_DEVICE void atomic_add(uint32_t* sum, uint32_t value) {
-#ifdef CRIA_ON_GPU
-  atomicAdd(sum, value);
-#else
-  *sum += value;
-#endif
-}
-CRIA_DEVICE void atomic_add(uint64_t* sum, uint64_t value) {
-#ifdef CRIA_ON_GPU
-  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
-#else
-  *sum += value;
-#endif
-}
-CRIA_DEVICE int leading_zeros(uint32_t u) {
-#ifdef CRIA_ON_GPU
-  return __clz(int(u));
-#else
-  return u ? __builtin_clz(u) : 32;
-#endif
-}
-// Rounded on its own, never fused with an addition that follows.
-CRIA_DEVICE double product(double a, double b) {
-#ifdef CRIA_ON_GPU
-  return __dmul_rn(a, b);
-#else
-  return a * b;
-#endif
-}
-
-// Orders like the float: a < b as numbers <=> key(a) < key(b). -0 + 0 is 0: they are equal.
-CRIA_DEVICE uint32_t key_of(float f) {
-  f += 0.0f;
-  uint32_t u;
-  memcpy(&u, &f, 4);
-  return u & 0x80000000u ? ~u : u | 0x80000000u;
-}
-CRIA_DEVICE float value_of(uint32_t key) {
-  const uint32_t u = key & 0x80000000u ? key ^ 0x80000000u : ~key;
-  float f;
-  memcpy(&f, &u, 4);
-  return f;
-}
-
-// Philox4x32-10 (Salmon et al., SC 2011), the first word: counter (id, position, 0, 0), key (seed low, seed high).
-CRIA_DEVICE uint32_t philox(uint32_t id, uint32_t position, uint32_t low, uint32_t high) {
-  uint32_t c0 = id, c1 = position, c2 = 0, c3 = 0;
-  for (int round = 0; round < 10; round++) {
-    const uint64_t a = uint64_t{0xD2511F53u} * c0, b = uint64_t{0xCD9E8D57u} * c2;
-    c0 = uint32_t(b >> 32) ^ c1 ^ low;
-    c1 = uint32_t(b);
-    c2 = uint32_t(a >> 32) ^ c3 ^ high;
-    c3 = uint32_t(a);
-    low += 0x9E3779B9u;
-    high += 0xBB67AE85u;
-  }
-  return c0;
-}
-
-// -log(-log(u)), u in the middle of one of 2^32 steps of (0, 1).
-CRIA_DEVICE double gumbel(uint32_t random) { return -log(-log((double(random) + 0.5) * 0x1p-32)); }
-// Not less than that: -log(u) >= 1 - u >= 2^-(zeros + 1).
-CRIA_DEVICE float most_gumbel(uint32_t random) { return float(leading_zeros(~random) + 1) * 0.6931472f; }
 
 struct Row {
   const float* logits;
   int64_t vocab;
+  Slice* slices;
 
-  // visit(logit, id) for the ids of this thread, in ascending order.
-  template <class Visit>
-  CRIA_DEVICE void each(Visit visit) const {
-    const bool vectors = vocab % 4 == 0 && reinterpret_cast<uintptr_t>(logits) % 16 == 0;
-    for (int64_t i = int64_t{threadIdx.x} * 4; i < vocab; i += int64_t{blockDim.x} * 4) {
-      if (vectors) {
-        const auto v = load<F32x4>(logits + i);
-        for (int j = 0; j < 4; j++) visit(v.at[j], i + j);
+  CRIA_DEVICE int64_t count() const { return (vocab + kSlice - 1) / kSlice; }
+  // The place of this lane's logit i of a slice: every 128 logits, 4 of each lane.
+  CRIA_DEVICE static int64_t id_of(int64_t slice, int i) {
+    return slice * kSlice + i / 4 * 128 + int64_t{threadIdx.x % 32} * 4 + i % 4;
+  }
+  // This lane's logits of a slice, -infinity after the last.
+  CRIA_DEVICE void read(int64_t slice, float (&v)[kEach]) const {
+    const bool aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+    CRIA_UNROLL for (int i = 0; i < kEach; i += 4) {
+      const int64_t id = id_of(slice, i);
+      if (aligned && id + 4 <= vocab) {
+        const auto four = load<F32x4>(logits + id);
+        for (int j = 0; j < 4; j++) v[i + j] = four.at[j];
         continue;
       }
-      for (int64_t j = i; j < i + 4; j++) {
-        const bool exists = guard(j < vocab);
-        if (exists) visit(logits[j], j);
+      for (int j = 0; j < 4; j++) {
+        const bool exists = guard(id + j < vocab);
+        v[i + j] = exists ? logits[id + j] : kLowest;
       }
     }
+  }
+  // visit(logit) for this thread's logits in slices that have one with the key `least` or a larger one.
+  template <class Visit>
+  CRIA_DEVICE void each(uint32_t least, Visit visit) const {
+    for (int64_t slice = threadIdx.x / 32; slice < count(); slice += blockDim.x / 32) {
+      if (slices[slice].key() < least) continue;
+      float v[kEach];
+      read(slice, v);
+      CRIA_UNROLL for (float logit : v) visit(logit);
+    }
+  }
+};
+
+// A warp's draw from the slices it looks at: argmax of logit / T + noise, the lowest id among equals.
+struct Draw {
+  uint32_t low, high, position;  // seed
+  double inverse;                // of the temperature
+  float least;                   // smallest logit to draw from
+  double best = -__builtin_inf();
+  uint32_t id = ~0u;
+
+  CRIA_DEVICE Draw(const Sampling& op, int64_t at, float temperature, float from)
+      : low(op.seed[2 * at]),
+        high(op.seed[2 * at + 1]),
+        position(uint32_t(op.position[at])),
+        inverse(1.0 / double(temperature)),
+        least(from) {}
+
+  // v: this lane's logits. first: the largest of all lanes, as in Slice. Every lane starts from the draw of that one. A
+  // bound in float32 tells which others need theirs, which takes two logarithms in float64: few. The slack is for its
+  // rounding; NaN never skips.
+  CRIA_DEVICE void look(int64_t slice, const float (&v)[kEach], uint64_t first) {
+    const float largest = value_of(uint32_t(first >> 32)), rough = float(inverse);
+    const float slack = 1e-3f + fabsf(largest) * rough * 0x1p-21f;
+    float limit = float(best) - slack;
+    uint32_t candidates = 1u << kEach;  // bit i: v[i]; after those the largest, which is first
+    CRIA_UNROLL for (int i = 0; i < kEach; i++) {
+      if (v[i] >= least && v[i] != kLowest && !(fused(v[i], rough, kMostGumbel) < limit)) candidates |= 1u << i;
+    }
+    while (candidates != 0) {
+      const int i = 31 - leading_zeros(candidates);
+      candidates ^= 1u << i;
+      float logit = largest;
+      CRIA_UNROLL for (int j = 0; j < kEach; j++) {
+        if (i == j) logit = v[j];
+      }
+      const uint32_t at = i == kEach ? ~uint32_t(first) : uint32_t(Row::id_of(slice, i));
+      if (fused(logit, rough, kMostGumbel) < limit) continue;
+      const uint32_t random = philox(at, position, low, high);
+      if (fused(logit, rough, most_gumbel(random)) < limit) continue;
+      const double value = product(double(logit), inverse) + gumbel(random);
+      if (!(value > best || (value == best && at < id))) continue;  // NaN never wins
+      best = value;
+      limit = float(best) - slack;
+      id = at;
+    }
+    const double most = reduce_warp(best, Max{});
+    id = ~reduce_max(kAllLanes, best == most ? ~id : 0);
+    best = most;
   }
 };
 
@@ -156,7 +178,7 @@ CRIA_DEVICE float threshold(const Row& row, float from, Wanted wanted, Weight we
   for (int shift = 21; shift >= 0; shift -= shift > 10 ? 11 : 10) {
     for (unsigned b = threadIdx.x; b < kBins; b += blockDim.x) bins[b] = 0;
     sync_block();
-    row.each([&](float logit, int64_t) {
+    row.each(mask == 0 ? key_of(from) : prefix, [&](float logit) {
       const uint32_t key = key_of(logit);
       if (logit >= from && (key & mask) == prefix) atomic_add(&bins[key >> shift & (kBins - 1)], weight(logit));
     });
@@ -212,26 +234,59 @@ CRIA_DEVICE float least_kept(const Sampling& op, int64_t at, const Row& row, flo
   return least;
 }
 
+// Looks at a slice.
+CRIA_DEVICE Slice statistics(int64_t slice, const float (&v)[kEach]) {
+  float highest = kLowest, sum = 0;
+  int at = 0;
+  bool nan = false;
+  CRIA_UNROLL for (int i = 0; i < kEach; i++) {
+    nan |= v[i] != v[i];
+    if (v[i] > highest) highest = v[i], at = i;
+  }
+  const auto id = uint32_t(Row::id_of(slice, at));
+  const uint64_t first = reduce_warp(nan ? ~uint64_t{0} : uint64_t{key_of(highest)} << 32 | uint32_t(~id), Max{});
+  const float largest = value_of(uint32_t(first >> 32)), base = largest == kLowest ? 0.0f : largest;
+  CRIA_UNROLL for (float logit : v) sum += expf(logit - base);
+  return {first, -__builtin_inf(), ~0u, reduce_warp(sum, Sum{})};
+}
+
 __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live live) {
   CRIA_SHARED(Shared, shared);
+  grid_launch_dependents();
   grid_wait();
-  const int64_t at = blockIdx.x;
+  const int64_t at = blockIdx.x / op.blocks;
   if (!is_live(live, at)) return;
-  const Row row{op.logits + at * op.vocab, op.vocab};
-  const unsigned warp = threadIdx.x / 32;
+  Row row{op.logits + at * op.vocab, op.vocab, op.slices};
+  row.slices += at * row.count();
+  const unsigned warp = threadIdx.x / 32, warps = blockDim.x / 32, part = blockIdx.x % op.blocks;
+  const float temperature = op.temperature[at];
+  const int32_t top_k = op.top_k[at];
+  const bool draws = temperature > 0;
+  const bool all_kept = !(top_k > 0 && top_k < row.vocab) && !(op.top_p[at] < 1) && !(op.min_p[at] > 0);
 
-  // The largest logit above, the lowest id that has it below: as the complement, so that the maximum finds it.
-  float highest = -__builtin_inff();
-  int64_t lowest_id = 0;
-  bool nan = false;
-  row.each([&](float logit, int64_t id) {
-    nan |= logit != logit;
-    if (logit > highest) highest = logit, lowest_id = id;
-  });
-  const uint64_t mine = nan ? ~uint64_t{0} : uint64_t{key_of(highest)} << 32 | uint32_t(~uint32_t(lowest_id));
-  const uint64_t first = reduce_block(mine, Max{}, shared->first);
+  Draw draw(op, at, temperature, kLowest);
+  for (int64_t slice = part + int64_t{op.blocks} * warp; slice < row.count(); slice += int64_t{op.blocks} * warps) {
+    float v[kEach];
+    row.read(slice, v);
+    Slice found = statistics(slice, v);
+    if (draws && all_kept) {
+      draw.look(slice, v, found.first);
+      found.value = draw.best;
+      found.id = draw.id;
+    }
+    if (threadIdx.x % 32 == 0) row.slices[slice] = found;
+  }
+  if (op.blocks > 1) {
+    if (!last_to_arrive(op.counters + at, op.blocks, &shared->arrived)) return;
+  } else {
+    sync_block();
+  }
+
+  uint64_t first = 0;
+  for (int64_t s = threadIdx.x; s < row.count(); s += blockDim.x) first = Max{}(first, row.slices[s].first);
+  first = reduce_block(first, Max{}, shared->first);
   const auto first_key = uint32_t(first >> 32);
-  if (first_key >= key_of(__builtin_inff()) || first_key == key_of(-__builtin_inff())) {
+  if (first_key >= key_of(__builtin_inff()) || first_key == key_of(kLowest)) {
     if (threadIdx.x > 0) return;
     op.ids[at] = 0;
     op.logprobs[at] = __builtin_nanf("");
@@ -243,29 +298,31 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
   uint32_t id = ~uint32_t(first);
 
   float sum = 0;
-  row.each([&](float logit, int64_t) { sum += expf(logit - max); });
+  for (int64_t s = threadIdx.x; s < row.count(); s += blockDim.x) {
+    const Slice slice = row.slices[s];
+    sum += slice.sum * expf(value_of(slice.key()) - max);
+  }
   sum = reduce_block(sum, Sum{}, shared->sums);
 
-  const float temperature = op.temperature[at];
-  if (temperature > 0) {
-    const double inverse = 1.0 / double(temperature);
-    const float least = least_kept(op, at, row, max, inverse, shared);
-    const uint32_t low = op.seed[2 * at], high = op.seed[2 * at + 1], position = uint32_t(op.position[at]);
-    // Every thread starts from the draw of the largest logit. A bound in float32 tells which others need theirs, which
-    // takes two logarithms in float64: few. The slack is for its rounding; NaN and infinity never skip.
-    double best = product(double(max), inverse) + gumbel(philox(id, position, low, high));
-    const float rough = float(inverse), slack = 1e-3f + fabsf(max) * rough * 0x1p-21f;
-    float limit = float(best) - slack;
-    row.each([&](float logit, int64_t i) {
-      if (logit < least) return;
-      const uint32_t random = philox(uint32_t(i), position, low, high);
-      if (fused(logit, rough, most_gumbel(random)) < limit) return;
-      const double value = product(double(logit), inverse) + gumbel(random);
-      if (!(value > best || (value == best && uint32_t(i) < id))) return;  // NaN, at infinite temperature, never wins
-      best = value;
-      limit = float(best) - slack;
-      id = uint32_t(i);
-    });
+  if (draws) {
+    double best = -__builtin_inf();
+    const auto merge = [&](double value, uint32_t other) {
+      if (value > best || (value == best && other < id)) best = value, id = other;
+    };
+    id = ~0u;
+    if (all_kept) {
+      for (int64_t s = threadIdx.x; s < row.count(); s += blockDim.x) merge(row.slices[s].value, row.slices[s].id);
+    } else {
+      draw.least = least_kept(op, at, row, max, draw.inverse, shared);
+      for (int64_t slice = warp; slice < row.count(); slice += warps) {
+        const uint64_t largest = row.slices[slice].first;
+        if (uint32_t(largest >> 32) < key_of(draw.least)) continue;
+        float v[kEach];
+        row.read(slice, v);
+        draw.look(slice, v, largest);
+      }
+      merge(draw.best, draw.id);
+    }
     const double most = reduce_warp(best, Max{});
     id = ~reduce_max(kAllLanes, best == most ? ~id : 0);
     if (threadIdx.x % 32 == 0) {
@@ -275,12 +332,7 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
     sync_block();
     best = shared->values[0];
     id = shared->ids[0];
-    for (unsigned w = 1; w < blockDim.x / 32; w++) {
-      const double value = shared->values[w];
-      if (value < best || (value == best && shared->ids[w] >= id)) continue;
-      best = value;
-      id = shared->ids[w];
-    }
+    for (unsigned w = 1; w < warps; w++) merge(shared->values[w], shared->ids[w]);
   }
   if (threadIdx.x > 0) return;
   op.ids[at] = int32_t(id);
@@ -289,9 +341,17 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
   if (op.sampled) op.sampled[at] = int32_t(id);
 }
 
+int64_t slices_of(const Sample& op) { return (op.logits.dims[1] + kSlice - 1) / kSlice; }
+
+// Of a row: all rows together about one for each multiprocessor.
+unsigned blocks_of(const Sample& op, const Chip& chip) {
+  const int64_t rows = op.logits.dims[0], slices = slices_of(op), blocks = (chip.sms + rows - 1) / rows;
+  return rows > kCounters ? 1 : unsigned(blocks < slices ? blocks : slices);
+}
+
 }  // namespace
 
-size_t workspace(const Sample&, const Chip&) { return 0; }
+size_t workspace(const Sample& op, const Chip&) { return size_t(op.logits.dims[0] * slices_of(op)) * sizeof(Slice); }
 void supports(const Sample&) {}
 
 void run(const Sample& op, const Gpu& gpu) {
@@ -310,9 +370,12 @@ void run(const Sample& op, const Gpu& gpu) {
                           op.logprobs.as<float>(),
                           op.status.as<int32_t>(),
                           vocab,
-                          scale};
-  const Shape shape{dim3(unsigned(op.logits.dims[0])), dim3(vocab < 4096 ? kFewThreads : kMostThreads), sizeof(Shared),
-                    1, gpu.dependent()};
+                          scale,
+                          reinterpret_cast<Slice*>(gpu.workspace),
+                          gpu.counters,
+                          blocks_of(op, *gpu.chip)};
+  const Shape shape{dim3(unsigned(op.logits.dims[0]) * sampling.blocks),
+                    dim3(vocab < 4096 ? kFewThreads : kMostThreads), sizeof(Shared), 1, gpu.dependent()};
   launch(sample_kernel, Sample::name, shape, gpu.stream, sampling, live_of(op.logits));
 }
 

@@ -11,6 +11,7 @@ constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads)
     select_rows_kernel(float* y, const float* x, const int32_t* outputs, Live live, int64_t rows, int64_t dim) {
+  grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.x;
   if (!is_live(live, row)) return;

@@ -2,6 +2,7 @@
 #include "../machine/gpu.h"
 #include "../machine/ptx/grid.h"
 #include "../machine/tile/vectors.h"
+#include "swiglu.cuh"
 #include "swiglu.h"
 
 namespace cria::CRIA_MACHINE {
@@ -10,16 +11,14 @@ namespace {
 constexpr int kThreads = 128;
 
 __global__ void __launch_bounds__(kThreads) swiglu_kernel(bf16* y, const bf16* gate_up, Live live, int64_t hidden) {
+  grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.y, d = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 8;
   if (!is_live(live, row) || !guard(d < hidden)) return;
   const auto gate = load<Bf16x8>(gate_up + row * 2 * hidden + d);
   const auto up = load<Bf16x8>(gate_up + (row * 2 + 1) * hidden + d);
   Bf16x8 out;
-  for (int i = 0; i < 8; i++) {
-    const float g = float(gate.at[i]);
-    out.at[i] = bf16(g / (1.0f + expf(-g)) * float(up.at[i]));
-  }
+  for (int i = 0; i < 8; i++) out.at[i] = silu_times(gate.at[i], up.at[i]);
   store(y + row * hidden + d, out);
 }
 

@@ -4,7 +4,7 @@ import { readdirSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
 
 const files = readdirSync('native', { recursive: true, withFileTypes: true })
-  .filter(entry => entry.isFile() && /\.(h|cc|cu)$/.test(entry.name))
+  .filter(entry => entry.isFile() && /\.(h|cc|cuh?)$/.test(entry.name))
   .map(entry => join(entry.parentPath ?? entry.path, entry.name))
   .sort()
 const clangFormat = join('node_modules', '@wasm-fmt', 'clang-format', 'clang-format-cli.cjs')

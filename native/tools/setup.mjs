@@ -55,6 +55,7 @@ async function step(name, stamp, inputs, result, work) {
 function run(what, command, args, log, tick) {
   mkdirSync(dirname(log), { recursive: true })
   const file = createWriteStream(log)
+  const printed = []
   const started = Date.now()
   const tty = process.stderr.isTTY
   let last = what
@@ -69,6 +70,7 @@ function run(what, command, args, log, tick) {
     for (const stream of [child.stdout, child.stderr]) {
       stream.on('data', data => {
         file.write(data)
+        printed.push(data)
         const progress = tick?.(String(data))
         if (progress) show(`${what} ${progress}`)
       })
@@ -82,7 +84,10 @@ function run(what, command, args, log, tick) {
           process.stderr.write(tty ? `\r\x1b[K${what}: done in ${seconds} s\n` : `${what}: done in ${seconds} s\n`)
           return resolve()
         }
-        const tail = readFileSync(log, 'utf8').trimEnd().split('\n').slice(-30).join('\n')
+        const all = Buffer.concat(printed)
+        mkdirSync(dirname(log), { recursive: true }) // cmake-js may have emptied the folder, to begin anew
+        writeFileSync(log, all)
+        const tail = all.toString('utf8').trimEnd().split('\n').slice(-30).join('\n')
         process.stderr.write(`\n${tail}\n`)
         refuse(`${what} failed; the whole log is in ${log}`)
       })

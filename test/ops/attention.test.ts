@@ -1,10 +1,12 @@
-import { conforms, type Lab } from './conforms.ts'
-import { abs, exp, floor, max, min, sameBits, sqrt, u32, type Values } from './numbers.ts'
+import type { DeviceTensor } from '../../binding.d.ts'
+import { conforms, type Lab, rowCounts } from './conforms.ts'
+import { abs, exp, finite, floor, max, min, nan, sameBits, sqrt, u32, type Values } from './numbers.ts'
 import {
   addressOf,
   cacheOf,
   deal,
   type HeadShape,
+  headCounts,
   headName,
   headShapes,
   type Pages,
@@ -139,6 +141,77 @@ conforms('attention', check => {
     const spans = shape.heads > 20 ? mixed.slice(0, 4).map(({ length, rows }) => ({ length, rows: min(rows, 7) })) : mixed
     check(`${headName(shape)}, pages of ${pageSize}`, async lab => compare(lab, problemOf(lab, shape, spans), pageSize))
   }
+  for (const headDim of [64, 128])
+    for (const heads of headCounts)
+      for (const pageSize of [1, 5, 16]) {
+        const shape = { ...heads, headDim }
+        const at = `${headName(shape)}, pages of ${pageSize}`
+        const kinds: Record<string, readonly Span[]> = {
+          prefill: [{ length: 23, rows: 23 }],
+          'the end of a chunk': [{ length: 67, rows: 7 }],
+          decode: [1, 66, 17].map(length => ({ length, rows: 1 })),
+        }
+        for (const [kind, spans] of Object.entries(kinds))
+          check(`${kind}: ${at}`, async lab => compare(lab, problemOf(lab, shape, spans), pageSize))
+      }
+  // Blocks of keys are 64 long, splits 256, tiles 64 rows of 16 a warp: here 4 of them are one token.
+  for (const length of [1, 15, 16, 17, 31, 33, 63, 64, 65, 127, 128, 129, 191, 193, 255, 256, 257, 320, 511, 512, 513, 577])
+    check(`${length} keys: one row, and the rows around the edges of tiles`, async lab => {
+      const rows = [1, 3, 4, 5, 15, 16, 17].filter(n => n === 1 || (n <= length && length < 300))
+      const spans = rows.map(n => ({ length, rows: n }))
+      await compare(lab, problemOf(lab, { heads: 4, kvHeads: 1, headDim: 64 }, spans), 16)
+    })
+  for (const rows of rowCounts)
+    for (const heads of [1, 2])
+      check(`prefill of ${rows} rows by ${heads} heads of 128`, async lab =>
+        compare(lab, problemOf(lab, { heads, kvHeads: 1, headDim: 128 }, [{ length: rows, rows }]), 5),
+      )
+  check('prefill of 577', async lab =>
+    compare(lab, problemOf(lab, { heads: 1, kvHeads: 1, headDim: 64 }, [{ length: 577, rows: 577 }]), 16),
+  )
+  for (const headDim of [64, 128])
+    for (const heads of headCounts)
+      check(`equal keys, whole values: the mean, exactly, ${headName({ ...heads, headDim })}`, async lab => {
+        const shape = { ...heads, headDim }
+        const spans = [1, 2, 8, 64, 256].map(length => ({ length, rows: 1 }))
+        const problem = problemOf(lab, shape, spans)
+        for (const k of problem.k) k.fill(0.25)
+        for (const v of problem.v) v.set(lab.random.ints(v.length, -100, 101))
+        const y = await attend(
+          lab,
+          problem,
+          deal(
+            lab.random,
+            spans.map(span => span.length),
+            16,
+          ),
+        )
+        const group = shape.heads / shape.kvHeads
+        const exact = y.map((_, i) => {
+          const [s, h, d] = [floor(i / (shape.heads * headDim)), floor((i / headDim) % shape.heads), i % headDim]
+          let sum = 0
+          for (let at = floor(h / group) * headDim + d; at < problem.v[s]!.length; at += shape.kvHeads * headDim)
+            sum += problem.v[s]![at]!
+          return sum / spans[s]!.length
+        })
+        sameBits(y, lab.round(exact))
+      })
+  check('rejected calls change nothing', async lab => {
+    const shape = { heads: 6, kvHeads: 3, headDim: 64 }
+    const pages = deal(lab.random, [12], 5)
+    const canary = cacheOf(pages, shape, 7)
+    const kv = upload(lab, pages, shape, canary, canary)
+    const step = { queryStart: lab.i32([0, 3]), kvLength: lab.i32([12]), pageTable: lab.i32(pages.table[0]!, [1, 4]) }
+    const q = (heads: number, headDim: number) =>
+      lab.activation([3, heads, headDim], lab.random.normals(3 * heads * headDim)).tensor
+    const reject = (code: string, x: DeviceTensor, other: Record<string, DeviceTensor> = {}) =>
+      lab.rejects(code, op => op.attention(x as never, kv, stepOf({ ...step, ...other })), x, kv.k, kv.v)
+    await reject('ERR_SHAPE', q(5, 64))
+    await reject('ERR_SHAPE', q(6, 32))
+    await reject('ERR_SHAPE', q(6, 64), { queryStart: lab.i32([0, 1, 3]) })
+    await reject('ERR_SHAPE', q(6, 64), { pageTable: step.kvLength })
+    await reject('ERR_DTYPE', q(6, 64), { kvLength: lab.f32([1], [12]).tensor })
+  })
   for (const rows of [1, 7, 17, 54, 97])
     check(`prefill of ${rows}`, async lab => compare(lab, problemOf(lab, smallOn(lab), [{ length: rows, rows }]), 16))
   check('577 keys, 1 and 9 rows', async lab => {
@@ -233,6 +306,49 @@ conforms('attention', check => {
       if (Number.isNaN(y[i]) !== (row >= 5 && row < 10)) throw new Error(`row ${row} is ${y[i]}`)
     }
   })
+
+  const spoilers: readonly (readonly [value: number, position: number, columns: number])[] = [
+    [Number.NaN, 0, 1],
+    [Number.NaN, 3, 64],
+    [Number.NaN, 62, 64],
+    [Number.POSITIVE_INFINITY, 15, 1],
+    [Number.POSITIVE_INFINITY, 63, 64],
+    [Number.NEGATIVE_INFINITY, 64, 1],
+    [Number.NaN, 64, 64],
+    [Number.NaN, 96, 1],
+  ]
+  for (const [value, position, columns] of spoilers)
+    check(`${value} in ${columns} columns of value ${position}: in the rows that see it and no other`, async lab => {
+      const shape = { heads: 6, kvHeads: 2, headDim: 64 }
+      const spans = [
+        { length: 97, rows: 97 },
+        { length: 99, rows: 4 },
+        { length: 97, rows: 1 },
+        { length: 20, rows: 20 },
+      ]
+      const problem = problemOf(lab, shape, spans)
+      for (const part of [problem.k, problem.v]) part[2]!.set(part[0]!) // sequence 2: the last token of sequence 0, alone
+      problem.q.copyWithin(101 * 6 * 64, 96 * 6 * 64, 97 * 6 * 64)
+      const lengths = spans.map(span => span.length)
+      const pages = deal(lab.random, lengths, 5)
+      const expected = await attend(lab, problem, pages)
+      const from = columns === 1 ? 37 : 0
+      const at = (position * 2 + 1) * 64 + from // of key/value head 1
+      for (const [s, v] of problem.v.entries()) if (position < lengths[s]!) v.fill(value, at, at + columns)
+      const y = await attend(lab, problem, pages)
+      let row = 0
+      for (const { length, rows } of spans)
+        for (let i = 0; i < rows; i++, row++)
+          for (let h = 3; length - rows + i >= position && h < 6; h++) {
+            const first = (row * 6 + h) * 64 + from
+            const spoiled = y.subarray(first, first + columns)
+            // An infinity times a weight that is the sum of two numbers, one of them 0, is NaN.
+            if (spoiled.some(nan(value) ? x => !nan(x) : finite)) throw new Error(`row ${row}, head ${h} is ${spoiled}`)
+            expected.set(spoiled, first)
+          }
+      sameBits(y, expected)
+      sameBits(y.subarray(101 * 6 * 64, 102 * 6 * 64), y.subarray(96 * 6 * 64, 97 * 6 * 64), 'alone: element')
+    })
 
   for (const [name, damage, last] of damages)
     check(`${name}: rows of NaN in that sequence, and in no other`, async lab => {

@@ -34,12 +34,12 @@ export interface Configuration {
 /** The environment that native code reads; jest gives tests a copy. */
 export const realEnv = (runInThisContext('process') as NodeJS.Process).env
 
-export function openAs({ device, cpu, simt, activations }: Configuration, threads = 2): Device {
+export function openAs({ device, cpu, simt, activations }: Configuration, threads = 2, fuse = true): Device {
   const { CRIA_CPU, CRIA_SIMT } = realEnv
   if (cpu) realEnv.CRIA_CPU = cpu
   if (simt) realEnv.CRIA_SIMT = [simt, process.env.CRIA_SIMT].filter(Boolean).join(',') // the later one counts
   try {
-    return open(device, { activations, ...(device === 'cpu' ? { threads } : {}) })
+    return open(device, { activations, fuse, ...(device === 'cpu' ? { threads } : {}) })
   } finally {
     for (const [name, before] of Object.entries({ CRIA_CPU, CRIA_SIMT })) {
       if (before === undefined) delete realEnv[name]
@@ -53,9 +53,9 @@ const sets = ['scalar', ...(process.arch === 'x64' ? ['avx2', 'avx512', 'avx512b
 const others = devices().filter(report => report.device !== 'cpu' && report.available)
 export const configurations: readonly Configuration[] = [
   ...sets.flatMap(cpu => modes.map(activations => ({ device: 'cpu' as const, cpu, activations }))),
-  // Both generations of kernels, asynchronous copies as late and as early as may be.
+  // Both families of kernels, asynchronous copies as late and as early as may be.
   { device: 'simt', simt: 'arch=90,copies=late', activations: 'bf16' },
-  { device: 'simt', simt: 'arch=80,copies=early', activations: 'bf16' },
+  { device: 'simt', simt: 'arch=120,copies=early', activations: 'bf16' },
   ...others.map(({ device }) => ({ device: device as DeviceName, activations: 'bf16' as const })),
 ]
 
@@ -69,10 +69,10 @@ function reasonToSkip(configuration: Configuration): string | undefined {
 }
 
 export type Case = (lab: Lab) => Promise<void>
-type Define = (check: (name: string, run: Case) => void) => void
+type Define = (name: string, run: Case) => void
 
 /** Runs the cases of an op everywhere. A failure tells the seed; CRIA_SEED replays it. */
-export function conforms(op: string, define: Define): void {
+export function conforms(op: string, define: (check: Define) => void): void {
   for (const configuration of configurations) {
     const { device, cpu, simt, activations } = configuration
     const name = `${op} on ${[device, cpu, simt, activations].filter(Boolean).join(' ')}`
@@ -90,7 +90,7 @@ export function conforms(op: string, define: Define): void {
         // A GPU takes multiples of 8 and heads of 64 and 128, and refuses the rest; that may not be most of the cases.
         if (device !== 'cpu') expect(cases.ran).toBeGreaterThanOrEqual(cases.refused)
       })
-      define((title, run) =>
+      for (const [title, run] of chosen(define))
         test(title, async () => {
           const seed = Number(process.env.CRIA_SEED ?? hash(`${op} ${title}`))
           labs[0]!.random = new Random(seed)
@@ -105,9 +105,17 @@ export function conforms(op: string, define: Define): void {
             if (error instanceof Error) error.message += ` (CRIA_SEED=${seed})`
             throw error
           }
-        }))
+        })
     })
   }
+}
+
+/** All cases; with CRIA_CASES=n, for slow tools, about n of them from the first to the last. */
+function chosen(define: (check: Define) => void): [title: string, run: Case][] {
+  const all: [string, Case][] = []
+  define((title, run) => void all.push([title, run]))
+  const most = Number(process.env.CRIA_CASES ?? all.length)
+  return all.filter((_, i) => Math.floor((i * most) / all.length) !== Math.floor(((i + 1) * most) / all.length))
 }
 
 /** A tensor of the device together with the values that it really holds. */
@@ -128,9 +136,9 @@ export class Lab {
   /** Recorded before every program: the cpu device runs small programs on one thread. */
   readonly #ballast: ((op: Recorder) => void) | undefined
 
-  constructor(configuration: Configuration, threads = 2, ballast = false) {
+  constructor(configuration: Configuration, threads = 2, ballast = false, fuse = true) {
     this.configuration = configuration
-    this.device = openAs(configuration, threads)
+    this.device = openAs(configuration, threads, fuse)
     this.mode = this.device.activation
     if (!ballast) return
     const x = this.device.tensor(this.mode as 'bf16', [1024, 128])
@@ -226,6 +234,18 @@ export class Lab {
     program[Symbol.dispose]()
     return Object.fromEntries(read) as { [K in keyof R]: Values }
   }
+  /** What record() throws has that code, and the tensors stay as they are. */
+  async rejects(code: string, body: (op: Recorder) => unknown, ...unchanged: readonly DeviceTensor[]): Promise<void> {
+    const before = await Promise.all(unchanged.map(tensor => this.bits(tensor)))
+    let thrown: unknown = 'nothing'
+    try {
+      this.device.record(op => ({ y: body(op) as DeviceTensor })).run()
+    } catch (error) {
+      thrown = (error as CriaError).code
+    }
+    if (thrown !== code) throw new Error(`${thrown} was thrown, expected ${code}`)
+    for (const [i, tensor] of unchanged.entries()) sameBits(await this.bits(tensor), before[i]!, `tensor ${i}`)
+  }
   /** As run, for one tensor. */
   async one(body: (op: Recorder) => DeviceTensor): Promise<Values> {
     return (await this.run(op => ({ y: body(op) }))).y
@@ -286,4 +306,19 @@ export function gather(values: Values, width: number, rows: readonly number[]): 
 }
 
 export const dims = [1, 3, 8, 24, 40, 100, 257] as const
+/** Sizes that a GPU takes as well: multiples of 8, of nothing larger. */
+export const dimsOf8 = [8, 24, 40, 104, 136, 264, 520] as const
 export const rowCounts = [1, 7, 17, 54, 97] as const
+export const sizes: readonly (readonly [rows: number, dim: number])[] = dimsOf8.flatMap(dim =>
+  [...rowCounts, 577].map(rows => [rows, dim] as const),
+)
+
+/** An op that looks at each row alone, `run` on some of `rows` rows: all of them, which have the same bits again and among others. */
+export async function byRows(lab: Lab, rows: number, run: (rows: readonly number[]) => Promise<Values>): Promise<Values> {
+  const every = [...Array(rows).keys()]
+  const all = await run(every)
+  sameBits(await run(every), all, 'again: element')
+  const some = lab.random.shuffled(every).slice(0, Math.ceil(rows / 3))
+  sameBits(await run(some), gather(all, all.length / rows, some), `rows ${some}: element`)
+  return all
+}

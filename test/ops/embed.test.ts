@@ -1,5 +1,5 @@
 import type { StepInputs, Weight } from '../../binding.d.ts'
-import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
+import { byRows, conforms, dims, gather, type Lab, rowCounts, sizes } from './conforms.ts'
 import { roundBf16, sameBits, type Values } from './numbers.ts'
 
 interface Inputs {
@@ -42,10 +42,26 @@ conforms('embed', check => {
       sameBits(await embed(lab, weight, { tokens }), reference(values, dim, tokens))
     })
   }
-  check('577 rows', async lab => {
-    const { weight, values } = await tableOf(lab, 31, 24)
-    const tokens = [...lab.random.ints(577, 0, 31)]
-    sameBits(await embed(lab, weight, { tokens }), reference(values, 24, tokens))
+  for (const [rows, dim] of sizes)
+    check(`${rows} x ${dim}: ids and sources of all kinds`, async lab => {
+      const { random } = lab
+      const { weight, values } = await tableOf(lab, 31, dim)
+      const previous = random.shuffled(Array(31).keys()).concat(31, -1)
+      const source = Array.from({ length: rows }, () => random.pick([-1, random.int(0, 33), random.int(33, 99)]))
+      const tokens = source.map(() => random.pick([random.int(0, 31), random.int(0, 31), random.pick(far)]))
+      const ids = tokens.map((token, i) => (source[i]! < 0 ? token : (previous[source[i]!] ?? -1)))
+      const x = await byRows(lab, rows, some =>
+        embed(lab, weight, { tokens: some.map(i => tokens[i]!), source: some.map(i => source[i]!), previous }),
+      )
+      sameBits(x, reference(values, dim, ids))
+    })
+  check('rejected calls change nothing', async lab => {
+    const { weight } = await tableOf(lab, 31, 24)
+    const step = { tokens: lab.i32([1, 2]), source: lab.i32([-1]), queryStart: lab.i32([0, 2]) } as unknown as StepInputs
+    await lab.rejects('ERR_SHAPE', op => op.embed(weight, step), step.tokens, step.source)
+    const floats = { ...step, tokens: lab.f32([1], [1]).tensor } as unknown as StepInputs
+    await lab.rejects('ERR_DTYPE', op => op.embed(weight, floats), floats.tokens, step.source)
+    await lab.rejects('ERR_ARGUMENT', op => op.embed(weight, { tokens: step.source } as StepInputs), step.source)
   })
   check('an id outside the vocabulary gives a row of NaN and no other', async lab => {
     const { weight, values } = await tableOf(lab, 31, 24)

@@ -49,7 +49,7 @@ async function compare(lab: Lab, [rows, cols, out]: Shape): Promise<void> {
   )
 }
 
-// Segments of K are 1024 or 2048 long, tiles 3 x 4 or 3 x 8, 12 rows are "few", 96 or 144 a chunk.
+// The CPU: segments of K are 1024 or 2048 long, tiles 3 x 4 or 3 x 8, 12 rows are "few", 96 or 144 a chunk.
 const shapes: readonly Shape[] = [
   [1, 1, 1],
   [1, 257, 40],
@@ -63,7 +63,26 @@ const shapes: readonly Shape[] = [
   [97, 1032, 8],
   [145, 33, 31],
   [577, 24, 8],
+  ...gpuShapes(),
 ]
+
+/** Multiples of 8, around every size of tile of tokens (8, 16, ... 256), of rows (64, 128) and of K (64). */
+function gpuShapes(): Shape[] {
+  const weights = [
+    [8, 8],
+    [24, 104],
+    [64, 64],
+    [72, 136],
+    [136, 40],
+    [264, 128],
+    [520, 24],
+    [1032, 72],
+  ] as const
+  const rows = [1, 3, 7, 8, 9, 16, 17, 32, 33, 54, 64, 65, 97, 128, 129, 256, 257, 300, 577]
+  return rows.flatMap((count, i) =>
+    weights.flatMap(([cols, out], j): Shape[] => ((i + j) % 3 === 0 && count * cols * out < 3e6 ? [[count, cols, out]] : [])),
+  )
+}
 
 conforms('linear', check => {
   for (const shape of shapes) check(`${shape[0]} x ${shape[1]} -> ${shape[2]}`, async lab => compare(lab, shape))
@@ -169,6 +188,16 @@ conforms('linear', check => {
         for (const count of [1, 17, 150])
           sameBits(await multiply(on, x.subarray(0, count * cols), w, cols), all.subarray(0, count * out))
       })
+    }
+  })
+  check('a row has the same bits among few and among many', async lab => {
+    const [rows, cols, out] = [600, 520, 136]
+    const x = lab.random.normals(rows * cols)
+    const w = lab.random.normals(out * cols)
+    const all = await multiply(lab, x, w, cols)
+    for (const count of [1, 9, 30, 65, 200, 256, 257, 385]) {
+      const some = lab.random.shuffled(Array(rows).keys()).slice(0, count)
+      sameBits(await multiply(lab, gather(x, cols, some), w, cols), gather(all, out, some), `${count} rows: element`)
     }
   })
   check('a column has the same bits whatever its neighbours are', async lab => {

@@ -19,6 +19,12 @@ export const headShapes: readonly HeadShape[] = [
   { heads: 8, kvHeads: 1, headDim: 128 },
   { heads: 10, kvHeads: 2, headDim: 40 },
 ]
+/** Grouped, not grouped, one key/value head for all. */
+export const headCounts = [
+  { heads: 32, kvHeads: 8 },
+  { heads: 4, kvHeads: 4 },
+  { heads: 8, kvHeads: 1 },
+] as const
 export const headName = ({ heads, kvHeads, headDim }: HeadShape): string => `${heads}/${kvHeads} heads of ${headDim}`
 
 /** One sequence of a step: `rows` queries, the last of which sees `length` keys. */

@@ -1,5 +1,5 @@
-import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
-import { fround, roundBf16, sameBits, sqrt, type Values } from './numbers.ts'
+import { byRows, conforms, dims, dimsOf8, gather, type Lab, rowCounts, sizes } from './conforms.ts'
+import { floor, fround, roundBf16, sameBits, sqrt, type Values } from './numbers.ts'
 
 /** y = x / sqrt(mean(x^2) + eps) * weight, row by row. */
 function reference(x: Values, weight: Values, eps: number): Values {
@@ -24,7 +24,39 @@ conforms('rmsNorm', check => {
     const rows = dim === 4096 ? 7 : rowCounts[i % rowCounts.length]!
     check(`[${rows}, ${dim}]`, async lab => compare(lab, lab.random.normals(rows * dim), dim))
   }
-  check('[577, 24]', async lab => compare(lab, lab.random.normals(577 * 24), 24))
+  for (const [rows, dim] of sizes)
+    check(`[${rows}, ${dim}], rows of every scale`, async lab => {
+      const x = lab.random.normals(rows * dim).map((v, i) => fround(v * 10 ** ((floor(i / dim) % 7) - 3)))
+      const w = lab.random.normals(dim)
+      const weight = await lab.weight([dim], w)
+      const y = await byRows(lab, rows, some => {
+        const input = lab.f32([some.length, dim], gather(x, dim, some)).tensor
+        return lab.one(op => op.rmsNorm(input, weight, 1e-5))
+      })
+      lab.close(y, reference(x, w.map(roundBf16), 1e-5))
+    })
+  for (const dim of dimsOf8)
+    check(`${dim} equal powers of two: the weights, exactly`, async lab => {
+      const rows = 17
+      const sign = lab.random.ints(rows * dim, 0, 2).map(v => 2 * v - 1)
+      const x = sign.map((s, i) => s * 2 ** (floor(i / dim) - 8))
+      const w = lab.random.ints(dim, -200, 201)
+      const weight = await lab.weight([dim], w)
+      const input = lab.f32([rows, dim], x).tensor
+      const y = await lab.one(op => op.rmsNorm(input, weight, 1e-30))
+      sameBits(
+        y,
+        sign.map((s, i) => s * w[i % dim]!),
+      )
+    })
+  check('rejected calls change nothing', async lab => {
+    const x = lab.f32([7, 24], lab.random.normals(7 * 24)).tensor
+    const [long, matrix] = [await lab.weight([32], lab.random.normals(32)), await lab.weight([1, 24], lab.random.normals(24))]
+    await lab.rejects('ERR_SHAPE', op => op.rmsNorm(x, long, 1e-5), x)
+    await lab.rejects('ERR_SHAPE', op => op.rmsNorm(x, matrix, 1e-5), x)
+    const ids = lab.i32([1, 2, 3], [1, 3])
+    await lab.rejects('ERR_DTYPE', op => op.rmsNorm(ids as never, long, 1e-5), ids)
+  })
   check('eps decides where x is small', async lab => {
     for (const std of [0, 1e-30, 1e-6, 1e-3, 1, 1e6, 1e15]) await compare(lab, lab.random.normals(3 * 40, std), 40, 1e-3)
   })

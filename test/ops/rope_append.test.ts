@@ -1,7 +1,19 @@
 import type { DeviceTensor } from '../../binding.d.ts'
 import { conforms, gather, type Lab, rowCounts } from './conforms.ts'
 import { abs, cos, floor, fround, sameBits, sin, u32, type Values } from './numbers.ts'
-import { addressOf, cacheOf, deal, type HeadShape, headName, headShapes, type Pages, slotOf, stepOf, upload } from './paged.ts'
+import {
+  addressOf,
+  cacheOf,
+  deal,
+  type HeadShape,
+  headCounts,
+  headName,
+  headShapes,
+  type Pages,
+  slotOf,
+  stepOf,
+  upload,
+} from './paged.ts'
 
 const base = 500000
 const invFreqOf = (headDim: number) => Float64Array.from({ length: headDim / 2 }, (_, i) => fround(base ** ((-2 * i) / headDim)))
@@ -115,6 +127,50 @@ conforms('ropeAppend', check => {
       compare(lab, batchOf(lab, shape, rows, pageSize)),
     )
   }
+  for (const [i, headDim] of [64, 128, 8, 24, 40, 104, 136].entries())
+    for (const [j, heads] of headCounts.entries())
+      for (const pageSize of headDim === 64 || headDim === 128 ? [1, 5, 16] : [[1, 5, 16][(i + j) % 3]!]) {
+        const rows = [7, 17, 54, 1, 97][(i + j + pageSize) % 5]!
+        const shape = { ...heads, headDim }
+        if (rows > 20 && heads.heads > 20) continue // the reference is slow
+        check(`${headName(shape)}, ${rows} scattered rows, some without a slot, pages of ${pageSize}`, async lab => {
+          const batch = batchOf(lab, shape, rows, pageSize, 9000)
+          const free = lab.random.shuffled(Array(batch.pages.pages * pageSize).keys())
+          await compare(lab, { ...batch, slots: batch.slots.map((_, t) => (t % 4 === 2 ? -1 : free[t]!)) })
+        })
+      }
+  for (const headDim of [8, 24, 64, 104, 128])
+    check(`position 0 turns nothing, head size ${headDim}: every bit`, async lab => {
+      const shape = { ...small, headDim }
+      const batch = { ...batchOf(lab, shape, 17, 5), positions: new Array(17).fill(0) }
+      const { x, q, k, v } = await append(lab, batch)
+      for (const [t, slot] of batch.slots.entries()) {
+        const row = x.subarray(t * 8 * headDim, (t + 1) * 8 * headDim)
+        sameBits(q.subarray(t * 4 * headDim, (t + 1) * 4 * headDim), row.subarray(0, 4 * headDim), `q of row ${t}`)
+        for (const h of [0, 1])
+          for (const [stored, first] of [
+            [k, 4 + h],
+            [v, 6 + h],
+          ] as const) {
+            const at = addressOf(slot, h, 5, shape)
+            sameBits(stored.subarray(at, at + headDim), row.subarray(first * headDim, (first + 1) * headDim), `row ${t}`)
+          }
+      }
+    })
+  check('rejected calls change nothing', async lab => {
+    const { pages, qkv, positions, slots } = batchOf(lab, small, 7, 5)
+    const canary = cacheOf(pages, small, 7)
+    const kv = upload(lab, pages, small, canary, canary)
+    const step = stepOf({ positions: lab.i32(positions), slots: lab.i32(slots) })
+    const invFreq = lab.f32([12], invFreqOf(24)).tensor
+    const x = lab.activation([7, 8 * 24], qkv).tensor
+    const odd = lab.activation([7, 7 * 24], qkv.subarray(0, 7 * 7 * 24)).tensor
+    const few = stepOf({ positions: lab.i32([1]), slots: lab.i32([1]) })
+    const long = lab.f32([24], new Array(24).fill(1)).tensor
+    await lab.rejects('ERR_SHAPE', op => op.ropeAppend(odd, kv, step, invFreq), odd, kv.k, kv.v)
+    await lab.rejects('ERR_SHAPE', op => op.ropeAppend(x, kv, few, invFreq), x, kv.k, kv.v)
+    await lab.rejects('ERR_SHAPE', op => op.ropeAppend(x, kv, step, long), x, kv.k, kv.v)
+  })
   check('577 rows', async lab => compare(lab, batchOf(lab, { heads: 2, kvHeads: 1, headDim: 8 }, 577, 16)))
   check('one page for the whole sequence', async lab => compare(lab, batchOf(lab, small, 54, 64)))
   for (const headDim of [2, 10, 36])

@@ -1,7 +1,7 @@
 import { expect, test } from '@jest/globals'
 import type { DeviceTensor, Sampled, Sampling } from '../../binding.d.ts'
-import { conforms, dims, gather, type Lab } from './conforms.ts'
-import { abs, fround, type Random, sameBits, u32, type Values } from './numbers.ts'
+import { conforms, dims, dimsOf8, gather, type Lab } from './conforms.ts'
+import { abs, fround, log, type Random, sameBits, u32, type Values } from './numbers.ts'
 import { chiSquareTail, draw, kept, logprob, philox, probabilities, type Settings } from './sample_reference.ts'
 
 function samplingOf(lab: Lab, rows: readonly Settings[]): Omit<Sampling, 'sampled'> {
@@ -90,6 +90,69 @@ conforms('sample', check => {
     { temperature: 1, topK: 1 },
     { temperature: 5, topP: 0.999 },
   ]
+  for (const [i, vocab] of [...dimsOf8, 1032].entries())
+    for (const [j, rows] of [1, 2, 7, 17].entries())
+      check(`${rows} rows of ${vocab} logits, settings of all kinds`, async lab => {
+        const { random } = lab
+        const each = Array.from({ length: rows }, (_, row) => {
+          const chosen = settings[(i + 3 * j + row) % settings.length]!
+          return { ...chosen, seed: word(random), position: random.int(0, 1e6) }
+        })
+        const logits = random.normals(rows * vocab, 3)
+        await compare(lab, logits, each)
+        const [first, again] = [await sample(lab, logits, each), await sample(lab, logits, each)]
+        for (const key of ['ids', 'logprobs'] as const) sameBits(again[key], first[key], `${key} again: row`)
+      })
+  // A row has more blocks the fewer rows there are: on the emulated GPU 4, 2 or 1.
+  for (const vocab of [257, 1030, 2048, 4500])
+    for (const [kind, kinds] of [
+      ['greedy', [{}]],
+      ['temperature alone', [{ temperature: 1 }, { temperature: 0.4 }]],
+      ['settings of all kinds', settings],
+    ] as const)
+      check(`1 to 40 rows of ${vocab} logits, ${kind}: the same bits with any number of blocks`, async lab => {
+        const { random } = lab
+        const each = Array.from({ length: 40 }, (_, row) => ({
+          ...kinds[row % kinds.length]!,
+          seed: word(random),
+          position: row,
+        }))
+        const logits = random.normals(40 * vocab, 2).map(fround)
+        const all = await sample(lab, logits, each)
+        for (const row of [0, 1, 39]) {
+          const one = logits.subarray(row * vocab, (row + 1) * vocab)
+          sameBits([all.ids[row]!], [draw(one, each[row]!)], `id of row ${row}`)
+          closeLogprob(all.logprobs[row]!, logprob(one, all.ids[row]!))
+        }
+        for (const count of [1, 2, 3, 5, 17]) {
+          const order = random.shuffled(Array(40).keys()).slice(0, count)
+          const some = await sample(
+            lab,
+            gather(logits, vocab, order),
+            order.map(row => each[row]!),
+          )
+          for (const key of ['ids', 'logprobs', 'status'] as const)
+            sameBits(some[key], gather(all[key], 1, order), `${key} of ${count} rows`)
+        }
+      })
+  for (const vocab of [40, 1032])
+    check(`${vocab} equal logits among smaller ones: every one may be drawn, the first is greedy`, async lab => {
+      const row = new Float64Array(vocab).fill(Number.NEGATIVE_INFINITY)
+      const equal = [3, vocab - 9, vocab - 2, vocab - 1]
+      for (const id of equal) row[id] = 7
+      const { ids, logprobs } = await sample(lab, repeat(row, 64), [{}, ...seeds(63, { temperature: 1, topP: 0.99 })])
+      sameBits([ids[0]!, ...[...new Set(ids)].sort((a, b) => a - b)], [3, ...equal])
+      for (const found of logprobs) closeLogprob(found, -log(4))
+    })
+  check('rejected calls change nothing', async lab => {
+    const logits = lab.f32([7, 24], lab.random.normals(7 * 24)).tensor
+    const [fits, few] = [samplingOf(lab, new Array(7).fill({})), samplingOf(lab, [{}])]
+    const sampled = lab.i32([5, 5, 5])
+    await lab.rejects('ERR_SHAPE', op => op.sample(logits, few).ids, logits)
+    await lab.rejects('ERR_SHAPE', op => op.sample(logits, { ...fits, seed: lab.fill('u32', [7, 1], new Array(7)) }).ids, logits)
+    await lab.rejects('ERR_SHAPE', op => op.sample(logits, { ...fits, sampled }).ids, logits, sampled)
+    await lab.rejects('ERR_DTYPE', op => op.sample(logits, { ...fits, topK: fits.topP as never }).ids, logits)
+  })
   for (const [i, each] of settings.entries())
     check(`draws equal the reference: ${JSON.stringify(each)}`, async lab => {
       const vocab = [257, 40, 100, 1025][i % 4]!

@@ -1,5 +1,5 @@
 import type { StepInputs } from '../../binding.d.ts'
-import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
+import { byRows, conforms, dims, gather, type Lab, rowCounts, sizes } from './conforms.ts'
 import { fround, sameBits, type Values } from './numbers.ts'
 
 const select = async (lab: Lab, x: Values, dim: number, outputs: ArrayLike<number>): Promise<Values> => {
@@ -17,6 +17,23 @@ conforms('selectRows', check => {
       sameBits(await select(lab, x, dim, outputs), gather(x, dim, outputs))
     })
   }
+  for (const [rows, dim] of sizes)
+    check(`${rows} of 31 rows of ${dim}, some that do not exist`, async lab => {
+      const x = lab.random.normals(31 * dim).map(fround)
+      const outputs = Array.from({ length: rows }, () => lab.random.pick([lab.random.int(0, 31), lab.random.int(0, 40)]))
+      const y = await byRows(lab, rows, some => select(lab, x, dim, gather(Float64Array.from(outputs), 1, some)))
+      const more = new Float64Array(40 * dim).fill(Number.NaN)
+      more.set(x)
+      sameBits(y, gather(more, dim, outputs))
+    })
+  check('rejected calls change nothing', async lab => {
+    const x = lab.f32([7, 24], lab.random.normals(7 * 24)).tensor
+    const step = (outputs: unknown) => ({ outputs }) as StepInputs
+    const matrix = lab.i32([0, 1], [1, 2])
+    await lab.rejects('ERR_SHAPE', op => op.selectRows(x, step(matrix)), x, matrix)
+    await lab.rejects('ERR_DTYPE', op => op.selectRows(x, step(x)), x)
+    await lab.rejects('ERR_ARGUMENT', op => op.selectRows(x, step(undefined)), x)
+  })
   check('the same row twice, the last row, more rows than there are', async lab => {
     const x = lab.random.normals(7 * 24).map(fround)
     const outputs = [6, 6, 0, 3, 3, 0, 1, 2, 6, 5, 4]

@@ -1,4 +1,4 @@
-import { conforms, dims, gather, type Lab, rowCounts } from './conforms.ts'
+import { byRows, conforms, dims, dimsOf8, gather, type Lab, rowCounts, sizes } from './conforms.ts'
 import { abs, exp, floor, sameBits, type Values } from './numbers.ts'
 
 /** silu(gate) * up; gate is the first half of each row. */
@@ -25,7 +25,40 @@ conforms('swiglu', check => {
     const rows = hidden > 1000 ? 7 : rowCounts[i % rowCounts.length]!
     check(`[${rows}, 2 x ${hidden}]`, async lab => compare(lab, lab.random.normals(rows * 2 * hidden, 3), hidden))
   }
-  check('[577, 2 x 24]', async lab => compare(lab, lab.random.normals(577 * 48), 24))
+  for (const [rows, hidden] of sizes)
+    check(`[${rows}, 2 x ${hidden}], rows of every scale`, async lab => {
+      const x = lab.round(lab.random.normals(rows * 2 * hidden).map((v, i) => v * 3 ** (floor(i / (2 * hidden)) % 5)))
+      const y = await byRows(lab, rows, some => {
+        const input = lab.activation([some.length, 2 * hidden], gather(x, 2 * hidden, some)).tensor
+        return lab.one(op => op.swiglu(input))
+      })
+      lab.close(y, reference(x, hidden), slack(x, hidden))
+    })
+  for (const hidden of dimsOf8)
+    check(`2 x ${hidden} whole numbers: gates that sigmoid leaves alone or takes away, exactly`, async lab => {
+      const [rows, { random }] = [17, lab]
+      const x = Float64Array.from({ length: rows * 2 * hidden }, (_, i) =>
+        i % (2 * hidden) < hidden ? random.pick([random.int(32, 128), 0, -256]) : random.int(-15, 16),
+      )
+      const input = lab.activation([rows, 2 * hidden], x).tensor
+      const exact = Float64Array.from({ length: rows * hidden }, (_, i) => {
+        const at = floor(i / hidden) * 2 * hidden + (i % hidden)
+        return Math.max(x[at]!, 0) * x[at + hidden]!
+      })
+      const y = await lab.one(op => op.swiglu(input))
+      sameBits(
+        y.map(v => v + 0),
+        lab.round(exact).map(v => v + 0),
+      )
+    })
+  check('rejected calls change nothing', async lab => {
+    const odd = lab.activation([7, 25], lab.random.normals(7 * 25)).tensor
+    await lab.rejects('ERR_SHAPE', op => op.swiglu(odd), odd)
+    const ids = lab.i32([1, 2, 3, 4], [2, 2])
+    await lab.rejects('ERR_DTYPE', op => op.swiglu(ids as never), ids)
+    const flat = lab.activation([16], lab.random.normals(16)).tensor
+    await lab.rejects('ERR_SHAPE', op => op.swiglu(flat), flat)
+  })
   check('gates over the whole range of exp', async lab => {
     const gates = Array.from({ length: 4001 }, (_, i) => (i - 2000) / 10)
     await compare(lab, [...gates, ...gates.map(() => lab.random.normal())], 4001)

@@ -13,6 +13,25 @@ namespace cria::CRIA_MACHINE {
 #if defined(CRIA_ON_GPU) && defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define CRIA_WGMMA_ON_GPU 1
 #endif
+#if defined(CRIA_ON_GPU) && !defined(CRIA_WGMMA_ON_GPU)
+constexpr bool kHasWgmma = false;  // kernels that use it are empty here
+#else
+constexpr bool kHasWgmma = true;
+#endif
+
+// Registers of a thread from here on, a multiple of 8: a warpgroup gives some back, or waits for more.
+template <int registers>
+CRIA_DEVICE void give_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
+template <int registers>
+CRIA_DEVICE void take_registers() {
+#ifdef CRIA_WGMMA_ON_GPU
+  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(registers));
+#endif
+}
 
 // Where a matrix lies in shared memory, K-major, eight rows in 1024 bytes. tile: a multiple of 1024 bytes, and then up
 // to three times 16 elements of K. Bits: 0-13 address / 16, 16-29 unused here, 32-45 distance of eight rows / 16, 62-63
@@ -103,7 +122,7 @@ inline float element_of(const unsigned char* shared, uint64_t descriptor, unsign
 
 // The 16 rows of a warp; d: of every lane.
 inline void multiply_16(float* const* d, const unsigned char* shared, unsigned warp, int n, uint64_t a, uint64_t b) {
-  thread_local float x[16][16], y[16][256];
+  float x[16][16], y[16][256];
   for (unsigned k = 0; k < 16; k++) {
     for (unsigned m = 0; m < 16; m++) x[m][k] = element_of(shared, a, warp * 16 + m, k);
     for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k);
@@ -142,6 +161,10 @@ inline void multiply_16(float* const* d, const unsigned char* shared, unsigned w
   CRIA_N32                                                                           \
   ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47" \
   ", %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CRIA_N96                                                                     \
+  CRIA_N64                                                                           \
+  ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79" \
+  ", %80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95"
 #define CRIA_N128                                                                                \
   CRIA_N64                                                                                       \
   ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79"             \
@@ -150,7 +173,7 @@ inline void multiply_16(float* const* d, const unsigned char* shared, unsigned w
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #endif
 
-// n: 8, 16, 32, 64, 128 or 256.
+// n: 8, 16, 32, 64, 128, 192 or 256.
 template <int n>
 CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT) {
 #ifdef CRIA_ON_GPU
@@ -160,6 +183,7 @@ CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT
   if constexpr (n == 32) CRIA_WGMMA(32, CRIA_N16, 16, 17, CRIA_D16(0));
   if constexpr (n == 64) CRIA_WGMMA(64, CRIA_N32, 32, 33, CRIA_D32(0));
   if constexpr (n == 128) CRIA_WGMMA(128, CRIA_N64, 64, 65, CRIA_D64(0));
+  if constexpr (n == 192) CRIA_WGMMA(192, CRIA_N96, 96, 97, CRIA_D64(0), CRIA_D32(64));
   if constexpr (n == 256) CRIA_WGMMA(256, CRIA_N128, 128, 129, CRIA_D64(0), CRIA_D64(64));
 #endif
 #else
