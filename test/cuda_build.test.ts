@@ -40,10 +40,11 @@ const there = existsSync(library)
 const define = there ? describe : describe.skip
 define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on this machine', () => {
   const logs = there ? readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.o.log')) : []
-  const log = logs.map(name => readFileSync(join(folder, name), 'utf8')).join('\n')
+  const read = (names: string[]) => names.map(name => readFileSync(join(folder, name), 'utf8')).join('\n')
+  const log = read(logs)
 
   test('no kernel spills, for no architecture; the table', async () => {
-    const all = kernels(log)
+    const all = kernels(read(logs.filter(name => name.includes('cria_cuda.dir')))) // the probe of test/ptx has others
     const architectures = [...new Set(all.map(kernel => kernel.arch))]
     const started = await launches()
     const rows = [...new Set(all.map(kernel => kernel.name))].sort().map(name => {
@@ -81,7 +82,7 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
   })
 
   test('no setmaxnreg is ignored and no wgmma serialised', () => {
-    expect(log.split('\n').filter(line => /C7508|wgmma.*serializ|warning/i.test(line))).toEqual([])
+    expect(log.split('\n').filter(line => /C75(08|1[0-9])|wgmma.*serializ|warning/i.test(line))).toEqual([])
   })
 
   test('it is small and needs nothing of the toolkit', () => {

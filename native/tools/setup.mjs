@@ -189,9 +189,10 @@ if (architectures.length > 0) {
     ['native', 'CMakeLists.txt'],
     target,
     async () => {
-      const options = ['compile', '-O', 'build/cuda', `--CDCRIA_CUDA=${architectures.join(';')}`, '--target', 'cria_cuda']
+      const options = ['compile', '-O', 'build/cuda', `--CDCRIA_CUDA=${architectures.join(';')}`]
       await run('building the CUDA plug-in', process.execPath, [bin('cmake-js'), ...options], log, percent)
-      copyFileSync(join('build', 'cuda', 'Release', 'cria_cuda.so'), target)
+      for (const name of ['ptx_probe_cuda', 'cria_cuda.so'])
+        copyFileSync(join('build', 'cuda', 'Release', name), join('build', 'Release', name))
     },
   )
 }
