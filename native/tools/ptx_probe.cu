@@ -1,5 +1,6 @@
-// ptx_probe.cu - every instruction of machine/ptx with registers and memory from outside: bytes in, raw bytes out. Built
-// for the emulated machine (ptx_probe_simt) and for GPUs (ptx_probe_cuda); test/ptx compares both with references.
+// ptx_probe.cu - every instruction of machine/ptx with registers and memory from outside: bytes in, raw bytes out.
+// Built for the emulated machine (ptx_probe_simt) and for GPUs (ptx_probe_cuda); test/ptx compares both with
+// references.
 //
 // A new case is a kernel and a line in `cases`. Layouts of inputs and outputs are in words, per block.
 #include "../machine/ptx/cp_async.h"
@@ -202,7 +203,8 @@ void boxes(Probe& p) {
 }
 
 // Two of the four steps of 16 along K. a comes into shared memory as a bulk copy, b is written by the threads.
-// in: first step, second step, 0, 0, a [64][64] and b [n][64] as they shall lie in shared memory, [128][d n / 2]; out: d
+// in: first step, second step, 0, 0, a [64][64] and b [n][64] as they shall lie in shared memory, [128][d n / 2]; out:
+// d
 template <int n>
 __global__ void warpgroup(const uint32_t* in, uint32_t* out) {
 #ifdef PROBE_SM90
@@ -262,7 +264,8 @@ __global__ void gather(const uint32_t* in, uint32_t* parts, uint32_t* counter, u
   for (unsigned b = 0; b < gridDim.x; b++) s += parts[b * 64 + (63 - t)];
   sum[t] = s;
 }
-// in [blocks][64]; out: what the last block saw of all others: [64] sums of the columns 63 - t; the counter; [blocks][64]
+// in [blocks][64]; out: what the last block saw of all others: [64] sums of the columns 63 - t; the counter;
+// [blocks][64]
 void last_block(Probe& p) {
   const size_t blocks = p.bytes() / 256;
   const auto* const in = p.in<uint32_t>();
