@@ -6,6 +6,7 @@ import { median } from './harness.ts'
 import { Inputs, type Sizes } from './inputs.ts'
 import { attention } from './ops/attention.bench.ts'
 import { embed } from './ops/embed.bench.ts'
+import { fuse } from './ops/fuse.bench.ts'
 import { linear } from './ops/linear.bench.ts'
 import type { OpBench, OpCase } from './ops/op.ts'
 import { rmsNorm } from './ops/rms_norm.bench.ts'
@@ -14,7 +15,7 @@ import { sample } from './ops/sample.bench.ts'
 import { selectRows } from './ops/select_rows.bench.ts'
 import { swiglu } from './ops/swiglu.bench.ts'
 
-export const ops = { linear, attention, rmsNorm, ropeAppend, swiglu, embed, selectRows, sample } as const
+export const ops = { linear, fuse, attention, rmsNorm, ropeAppend, swiglu, embed, selectRows, sample } as const
 
 /** Of one operation with operands of one shape. */
 export interface KernelTime {
@@ -48,9 +49,9 @@ async function timeCase(device: Device, { record, work }: OpCase, commands: numb
   using program = device.record(op => {
     for (let i = 0; i < commands; i++) record(op, i)
   })
-  const [cost] = program.cost
   const seconds = (await replayed(device, program)) / commands
-  return { seconds, bytes: work?.bytes ?? cost!.bytes, flops: work?.flops ?? cost!.flops }
+  const each = (of: 'bytes' | 'flops') => work?.[of] ?? program.cost.reduce((sum, cost) => sum + cost[of], 0) / commands
+  return { seconds, bytes: each('bytes'), flops: each('flops') }
 }
 
 /** Seconds of one replay: the median of five times as many as take 2 ms, after a warm-up. */

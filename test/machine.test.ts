@@ -7,7 +7,9 @@ import { packageRoot } from '../lib/package.ts'
 
 const native = join(packageRoot, 'native')
 const machine = readdirSync(join(native, 'machine')).filter(name => name.endsWith('.cc'))
-const sources = ['tools/machine_check.cc', ...machine.map(name => `machine/${name}`)].map(name => join(native, name))
+const sources = ['tools/machine_check.cc', 'tools/machine_check_async.cc', ...machine.map(name => `machine/${name}`)].map(name =>
+  join(native, name),
+)
 
 describe('the emulated machine', () => {
   const variants: [string, string[]][] = [
