@@ -18,6 +18,8 @@ const program = (machine: 'simt' | 'cuda') => join(packageRoot, 'build/Release',
 
 function execute(machine: 'simt' | 'cuda', settings: string, args: readonly string[], input: Uint8Array): Buffer {
   const env = { ...process.env, CRIA_SIMT: [settings, process.env.CRIA_SIMT].filter(Boolean).join(',') }
+  if (!existsSync(program(machine)))
+    throw new Error(`there is no ${program(machine)}; node native/tools/setup.mjs --cuda=present builds it`)
   const { status, stdout, stderr, error } = spawnSync(program(machine), args, { input, env, maxBuffer: 2 ** 28 })
   if (error) throw error
   if (status !== 0) throw new Error(`ptx_probe_${machine} ${args.join(' ')}: exit code ${status}, ${stderr}`)
