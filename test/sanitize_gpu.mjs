@@ -34,6 +34,7 @@ const tools = {
 const jest = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
 
 let failed = false
+const refused = []
 for (const [tool, summary] of Object.entries(tools)) {
   const started = Date.now()
   const program = [process.execPath, ...jest, '-i', 'test/ops', '-t', ` on ${values.device} `]
@@ -51,7 +52,8 @@ for (const [tool, summary] of Object.entries(tools)) {
   if (errors === undefined) {
     const said =
       printed.match(/^=========.*(?:rror|support|permission|fail|denied|nable).*$/m)?.[0] ?? printed.trim().split('\n').at(-1)
-    refuse(`compute-sanitizer --tool ${tool} did not finish on this machine: ${said}`)
+    refused.push(`compute-sanitizer --tool ${tool} did not finish on this machine: ${said}`)
+    continue
   }
   const ok = Number(errors) === 0 && status === 0 && ran > 0 && ran <= most
   failed ||= !ok
@@ -67,4 +69,5 @@ for (const [tool, summary] of Object.entries(tools)) {
       }\n`,
     )
 }
-process.exit(failed ? 1 : 0)
+for (const sentence of refused) process.stderr.write(`test:gpu:sanitize was not run: ${sentence}\n`)
+process.exit(failed ? 1 : refused.length > 0 ? 3 : 0)

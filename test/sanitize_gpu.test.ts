@@ -58,7 +58,12 @@ test('a failed test fails the run though the tool found nothing, and so does a r
 test('a tool that refuses the machine, no tool, no GPU: one plain sentence', () => {
   const refused = sanitize('echo "========= Error: device is not supported by this tool"; exit 1')
   expect(refused.status).toBe(3)
-  expect(refused.stderr).toMatch(/^test:gpu:sanitize was not run: .*memcheck did not finish .*: .*not supported by this tool\n$/)
+  expect(refused.stderr).toMatch(/^test:gpu:sanitize was not run: .*memcheck did not finish .*: .*not supported by this tool$/m)
+  // One tool that refuses neither stops the others nor hides what they find.
+  const one = (errors: number) =>
+    sanitize(`[ $tool = racecheck ] && echo "========= Error: not supported" && exit 1; ${pretend}; ${summary(errors)}; exit 0`)
+  expect(one(0)).toMatchObject({ status: 3, stdout: expect.stringMatching(/clean {2}memcheck[\s\S]*clean {2}initcheck/) })
+  expect(one(2)).toMatchObject({ status: 1, stderr: expect.stringMatching(/^.*--tool racecheck did not finish.*\n$/) })
   const none = sanitize(undefined)
   expect(none).toMatchObject({ status: 3 })
   expect(none.stderr).toMatch(/compute-sanitizer is not on the PATH/)
