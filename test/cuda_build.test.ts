@@ -15,6 +15,8 @@ interface Kernel {
   readonly arch: string
   readonly registers: number
   readonly spilled: number
+  /** Bytes of local memory: arrays that are not in registers. */
+  readonly stack: number
   /** Bytes of shared memory that its code has, besides what the launch gives. */
   readonly shared: number
 }
@@ -32,6 +34,7 @@ function kernels(log: string): Kernel[] {
     arch: entry.match(/for '(sm_\w+)'/)![1]!,
     registers: Number(entry.match(/Used (\d+) registers/)![1]),
     spilled: Number(entry.match(/(\d+) bytes spill stores/)![1]),
+    stack: Number(entry.match(/(\d+) bytes stack frame/)![1]),
     shared: Number(entry.match(/(\d+) bytes smem/)?.[1] ?? 0),
   }))
 }
@@ -69,6 +72,7 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
     }
     expect(started.size).toBeGreaterThan(8)
     expect(all.filter(({ spilled }) => spilled > 0)).toEqual([])
+    expect(all.filter(({ stack }) => stack > 32)).toEqual([]) // 32: of sinf for angles beyond 10^5
     expect(architectures.length).toBe(6)
     expect(rows.length).toBeGreaterThan(10)
     for (const arch of architectures) expect(all.filter(kernel => kernel.arch === arch).length).toBeLessThanOrEqual(100)

@@ -4,7 +4,7 @@
 
 #include "../core/error.h"
 #include "../core/tensor.h"
-#include "simt.h"
+#include "ptx/warp.h"
 
 namespace cria::CRIA_MACHINE {
 
@@ -36,24 +36,28 @@ struct Live {
 };
 inline Live live_of(const Tensor& t) { return {t.rows.kind, int(t.rows.count), t.dims[0], t.rows.offsets}; }
 
-// Whether a row is alive; the same for all lanes of the warp, which call it together.
-CRIA_DEVICE bool is_live(const Live& live, int64_t row) {
-  if (live.kind == Rows::Kind::all) return row < live.rows;
-  if (live.kind == Rows::Kind::last) return row < live.offsets[live.count - 1] && row < live.rows;
-  if (row >= live.count) return false;
-  for (int64_t i = 0; i <= row; i++)
-    if (live.offsets[i] < 0) return false;
-  return true;
-}
-CRIA_DEVICE int64_t live_rows(const Live& live) {
-  int64_t n = live.rows;
-  if (live.kind == Rows::Kind::last) {
-    n = live.offsets[live.count - 1];
-    n = n < 0 ? 0 : n < live.rows ? n : live.rows;
-  } else if (live.kind == Rows::Kind::present) {
-    for (n = 0; n < live.count && live.offsets[n] >= 0;) n++;
+// Leading offsets that are not negative, of the first `count`; 32 at a time by the lanes of a warp together.
+CRIA_DEVICE int64_t leading(const int32_t* offsets, int64_t count) {
+  for (int64_t first = 0; first < count; first += 32) {
+    const int64_t mine = first + threadIdx.x % 32;
+    const uint32_t ends = ballot(kAllLanes, mine >= count || offsets[mine] < 0);
+    if (ends == 0) continue;
+    int there = 0;
+    while (!(ends >> there & 1)) there++;
+    return first + there;
   }
-  return n;
+  return count;
+}
+// Rows that are alive, and whether one is; the same for all lanes of a warp, which call it together.
+CRIA_DEVICE int64_t live_rows(const Live& live) {
+  if (live.kind == Rows::Kind::all) return live.rows;
+  if (live.kind == Rows::Kind::present) return leading(live.offsets, live.count);
+  const int64_t n = live.offsets[live.count - 1];
+  return n < 0 ? 0 : n < live.rows ? n : live.rows;
+}
+CRIA_DEVICE bool is_live(const Live& live, int64_t row) {
+  if (live.kind != Rows::Kind::present) return row < live_rows(live);
+  return row < live.count && leading(live.offsets, row + 1) > row;
 }
 
 // Kernels move 16 bytes at a time.

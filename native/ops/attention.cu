@@ -101,8 +101,10 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
   };
   const int visible[2] = {visible_to(first_row + g), visible_to(first_row + g + 8)};
   uint32_t query[dim / 16][4];
+  CRIA_UNROLL
   for (int i = 0; i < 2; i++) {
     const bf16* const from = op.q + place(first_row + g + 8 * i) + 2 * t;
+    CRIA_UNROLL
     for (int c = 0; c < dim / 8; c++) query[c / 2][i + c % 2 * 2] = load<uint32_t>(from + c * 8);
   }
 
@@ -121,41 +123,50 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
 
     if (block < here) {
       float score[kBlock / 8][4] = {};
-      for (int c = 0; c < dim / 16; c++)
-        for (int n = 0; n < kTiles; n += 2) {
-          uint32_t b[4];
-          const int row = keys + (first_tile + n) * 8 + lane / 16 * 8 + lane % 8;
-          ldmatrix(b, cache + swizzled(dim, row, c * 2 + lane / 8 % 2));
-          mma_16x8x16(score[n], query[c], {b[0], b[1]});
-          mma_16x8x16(score[n + 1], query[c], {b[2], b[3]});
-        }
+      CRIA_UNROLL
+      for (int c = 0; c < dim / 16; c++) CRIA_UNROLL
+      for (int n = 0; n < kTiles; n += 2) {
+        uint32_t b[4];
+        const int row = keys + (first_tile + n) * 8 + lane / 16 * 8 + lane % 8;
+        ldmatrix(b, cache + swizzled(dim, row, c * 2 + lane / 8 % 2));
+        mma_16x8x16(score[n], query[c], {b[0], b[1]});
+        mma_16x8x16(score[n + 1], query[c], {b[2], b[3]});
+      }
       if constexpr (team > 1) {
+        CRIA_UNROLL
         for (int n = 0; n < kTiles; n++) {
           const F32x4 mine{{score[n][0], score[n][1], score[n][2], score[n][3]}};
           store(exchange + ((first_tile + n) * 32 + lane) * 4, mine);
         }
         sync_block();
+        CRIA_UNROLL
         for (int n = 0; n < kBlock / 8; n++) {
           const auto all = load<F32x4>(exchange + (n * 32 + lane) * 4);
+          CRIA_UNROLL
           for (int i = 0; i < 4; i++) score[n][i] = all.at[i];
         }
       }
 
       float top[2] = {highest[0], highest[1]};
-      for (int n = 0; n < kBlock / 8; n++)
-        for (int i = 0; i < 4; i++) {
-          const bool sees = guard(block + n * 8 + 2 * t + i % 2 < visible[i / 2]);
-          score[n][i] = sees ? fused(score[n][i], op.scale, 0.0f) : kLowest;
-          top[i / 2] = Max{}(score[n][i], top[i / 2]);
-        }
+      CRIA_UNROLL
+      for (int n = 0; n < kBlock / 8; n++) CRIA_UNROLL
+      for (int i = 0; i < 4; i++) {
+        const bool sees = guard(block + n * 8 + 2 * t + i % 2 < visible[i / 2]);
+        score[n][i] = sees ? fused(score[n][i], op.scale, 0.0f) : kLowest;
+        top[i / 2] = Max{}(score[n][i], top[i / 2]);
+      }
+      CRIA_UNROLL
       for (int i = 0; i < 2; i++) {
         top[i] = reduce_warp(top[i], Max{}, 4);
         const float base = top[i] == kLowest ? 0.0f : top[i], factor = exp2_fast(highest[i] - base);
         highest[i] = top[i];
-        for (int n = 0; n < kBlock / 8; n++)
-          for (int j = 0; j < 2; j++) score[n][2 * i + j] = exp2_fast(score[n][2 * i + j] - base);
+        CRIA_UNROLL
+        for (int n = 0; n < kBlock / 8; n++) CRIA_UNROLL
+        for (int j = 0; j < 2; j++) score[n][2 * i + j] = exp2_fast(score[n][2 * i + j] - base);
+        CRIA_UNROLL
         for (int j = 0; j < 2; j++) {
           sum[2 * i + j] *= factor;
+          CRIA_UNROLL
           for (int n = 0; n < kColumns; n++) acc[n][2 * i + j] *= factor;
         }
       }
@@ -168,16 +179,20 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       bool by_rows = false;
       if (visible_to(first_row) < most && visible_to(first_row) < block + kBlock) {
         uint32_t found = 0, b[4];
-        for (int c = 0; c < kBlock / 16; c++)
-          for (int n = 0; n < kColumns; n += 2) {
-            load_values(b, c, n);
-            for (int i = 0; i < 4; i++) found |= not_finite(b[i]);
-          }
+        CRIA_UNROLL
+        for (int c = 0; c < kBlock / 16; c++) CRIA_UNROLL
+        for (int n = 0; n < kColumns; n += 2) {
+          load_values(b, c, n);
+          CRIA_UNROLL
+          for (int i = 0; i < 4; i++) found |= not_finite(b[i]);
+        }
         by_rows = ballot(kAllLanes, found != 0) != 0;
       }
 
+      CRIA_UNROLL
       for (int c = 0; c < kBlock / 16; c++) {
         uint32_t high[4], low[4];
+        CRIA_UNROLL
         for (int i = 0; i < 4; i++) {
           const float a = score[2 * c + i / 2][i % 2 * 2], b = score[2 * c + i / 2][i % 2 * 2 + 1];
           const bf16 x(a), y(b);
@@ -190,6 +205,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
           mma_16x8x16(a, high, {b0, b1});
           mma_16x8x16(a, low, {b0, b1});
         };
+        CRIA_UNROLL
         for (int n = 0; n < kColumns; n += 2) {
           uint32_t b[4];
           load_values(b, c, n);
@@ -201,9 +217,11 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
           for (int row = 0; row < 16 && first_row + row < rows; row++) {
             const int first = visible_to(first_row + row) - (block + c * 16 + 2 * t);
             const uint32_t seen[2] = {first_of_pair(first), first_of_pair(first - 8)};
+            CRIA_UNROLL
             for (int m = n; m < n + 2; m++) {
               float of_row[4] = {acc[m][0], acc[m][1], acc[m][2], acc[m][3]};
               weigh(of_row, b[m % 2 * 2] & seen[0], b[m % 2 * 2 + 1] & seen[1]);
+              CRIA_UNROLL
               for (int i = 0; i < 4; i++) acc[m][i] = g + i / 2 * 8 == row ? of_row[i] : acc[m][i];
             }
           }
@@ -213,22 +231,26 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
 
     const int next = block + kBlock;
     if (unit.slot >= 0 || (next % kSplit != 0 && next < end)) continue;
-    if (next > kSplit)
-      for (int i = 0; i < 2; i++) {
-        const Merge merge(highest_before[i], highest[i]);
-        highest[i] = merge.highest;
-        sum[2 * i] = merge(sum_before[i], sum[2 * i]);
-        for (int n = 0; n < kColumns; n++)
-          for (int j = 2 * i; j < 2 * i + 2; j++) acc[n][j] = merge(merged[(n * 4 + j) * kThreads], acc[n][j]);
-      }
+    if (next > kSplit) CRIA_UNROLL
+    for (int i = 0; i < 2; i++) {
+      const Merge merge(highest_before[i], highest[i]);
+      highest[i] = merge.highest;
+      sum[2 * i] = merge(sum_before[i], sum[2 * i]);
+      CRIA_UNROLL
+      for (int n = 0; n < kColumns; n++) CRIA_UNROLL
+      for (int j = 2 * i; j < 2 * i + 2; j++) acc[n][j] = merge(merged[(n * 4 + j) * kThreads], acc[n][j]);
+    }
     if (next >= end) continue;
+    CRIA_UNROLL
     for (int i = 0; i < 2; i++) {
       highest_before[i] = highest[i];
       sum_before[i] = sum[2 * i];
       highest[i] = kLowest;
     }
+    CRIA_UNROLL
     for (int i = 0; i < 4; i++) {
       sum[i] = 0;
+      CRIA_UNROLL
       for (int n = 0; n < kColumns; n++) {
         merged[(n * 4 + i) * kThreads] = acc[n][i];
         acc[n][i] = 0;
@@ -244,15 +266,18 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
     return op.partials + int64_t{op.slots} * op.group * dim + (int64_t{unit.slot + split} * op.group + row) * 2;
   };
   if (team > 1 && unit.slot >= 0) {
+    CRIA_UNROLL
     for (int i = 0; i < 2; i++) {
       const int row = g + 8 * i;
       const bool used = guard(row < rows);
       if (!used) continue;
+      CRIA_UNROLL
       for (int n = 0; n < kColumns; n++)
         store(partial(unit.split, row) + n * 8, Pack<float, 2>{{acc[n][2 * i], acc[n][2 * i + 1]}});
       if (warp == 0 && t == 0) store(total(unit.split, row), Pack<float, 2>{{highest[i], sum[2 * i]}});
     }
     if (!last_to_arrive(op.counters + unit.seq * op.kv_heads + unit.head, unsigned(seq.splits), flag)) return;
+    CRIA_UNROLL
     for (int i = 0; i < 2; i++) {
       const int row = g + 8 * i < rows ? g + 8 * i : rows - 1;
       for (int split = 0; split < seq.splits; split++) {
@@ -260,6 +285,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
         const Merge merge(split == 0 ? kLowest : highest[i], other.at[0]);
         highest[i] = merge.highest;
         sum[2 * i] = merge(split == 0 ? 0.0f : sum[2 * i], other.at[1]);
+        CRIA_UNROLL
         for (int n = 0; n < kColumns; n++) {
           const auto columns = load<Pack<float, 2>>(partial(split, row) + n * 8);
           for (int j = 0; j < 2; j++) acc[n][2 * i + j] = merge(split == 0 ? 0.0f : acc[n][2 * i + j], columns.at[j]);
@@ -270,13 +296,16 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
     sync_block();
   }
 
+  CRIA_UNROLL
   for (int i = 0; i < 2; i++) {
     const bool used = guard(first_row + g + 8 * i < rows);
     if (!used) continue;
     bf16* const to = op.y + place(first_row + g + 8 * i) + first_column + 2 * t;
     const float inverse = 1.0f / sum[2 * i];  // of 0 where no key is seen: NaN
+    CRIA_UNROLL
     for (int n = 0; n < kColumns; n++) {
       Pack<bf16, 2> out;
+      CRIA_UNROLL
       for (int j = 0; j < 2; j++) out.at[j] = bf16(fused(acc[n][2 * i + j], inverse, 0.0f));  // never -0
       store(to + n * 8, out);
     }

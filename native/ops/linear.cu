@@ -57,13 +57,12 @@ struct Tile {
     for (int n = 0; n < kTokens / 8; n++)
       for (int i = 0; i < 4; i++) f(at[n][i], warp * 16 + lane / 4 + i / 2 * 8, n * 8 + lane % 4 * 2 + i % 2);
   }
-  // f(element, the element eight rows below, weight row, token)
+  // f(element, the element eight rows below, token)
   template <class F>
   CRIA_DEVICE void pairs(F f) const {
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
     CRIA_UNROLL
     for (int n = 0; n < kTokens / 8; n++)
-      for (int i = 0; i < 2; i++) f(at[n][i], at[n][i + 2], warp * 16 + lane / 4, n * 8 + lane % 4 * 2 + i);
+      for (int i = 0; i < 2; i++) f(at[n][i], at[n][i + 2], n * 8 + int(threadIdx.x) % 4 * 2 + i);
   }
 };
 
@@ -166,9 +165,10 @@ __global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Epilogue
     sum = total;
   }
 
-  sum.pairs([&](float first, float second, int r, int t) {
+  const auto place = epilogue.place(int(row) + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4);
+  sum.pairs([&](float first, float second, int t) {
     const bool alive = guard(token + t < tokens);
-    if (alive) epilogue.finish(row + r, token + t, first, second);
+    if (alive) epilogue.finish<true>(place, token + t, first, second);
   });
 }
 
@@ -204,7 +204,27 @@ void supports(const Linear& op) {
                kCounters * 64, " on a GPU");
 }
 
+namespace {
+
+// A linear that would end with rope, as one without; what it gives lies at the start of the workspace.
+bool ropes_apart(const Linear& op) { return op.then == Linear::Then::rope && op.x.dims[0] > kRopeTokens; }
+Linear without_rope(const Linear& op, std::byte* qkv) {
+  Linear plain = op;
+  plain.then = Linear::Then::nothing;
+  plain.y = op.x;
+  plain.y.dtype = DType::bf16;
+  plain.y.dims[1] = op.weight.rows;
+  plain.y.data = qkv;
+  return plain;
+}
+
+}  // namespace
+
 size_t workspace(const Linear& op, const Chip& chip) {
+  if (ropes_apart(op)) {
+    const Linear plain = without_rope(op, nullptr);
+    return plain.y.bytes() + workspace(plain, chip);
+  }
   if (chip.arch == 90) return workspace_sm90(op, chip);
   const Cut c = cut(op.weight, chip);
   if (c.segments == 1 || op.x.dims[0] > kSplitTokens) return norm_bytes(op);
@@ -213,6 +233,16 @@ size_t workspace(const Linear& op, const Chip& chip) {
 }
 
 void run(const Linear& op, const Gpu& gpu) {
+  if (ropes_apart(op)) {
+    const Linear plain = without_rope(op, gpu.workspace);
+    Gpu rest = gpu;
+    rest.workspace += plain.y.bytes();
+    run(plain, rest);
+    RopeAppend rope = op.rope;
+    rope.qkv = plain.y;
+    rope.q = op.y;
+    return run(rope, gpu);
+  }
   if (gpu.chip->arch == 90) return run_sm90(op, gpu);
   const Linear plain = normalised(op, gpu);
   const Cut c = cut(op.weight, *gpu.chip);

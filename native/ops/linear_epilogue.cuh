@@ -40,7 +40,7 @@ struct Epilogue {
   const float* add;  // or nullptr
   float* y_f32;      // or nullptr
   bf16* y_bf16;
-  int64_t rows;  // of the weight
+  int rows;  // of the weight
   Linear::Then then;
   Rope rope;
 
@@ -48,36 +48,49 @@ struct Epilogue {
       : add(op.add ? op.add.as<const float>() : nullptr),
         y_f32(op.y.dtype == DType::f32 ? op.y.as<float>() : nullptr),
         y_bf16(op.y.dtype == DType::f32 ? nullptr : op.y.as<bf16>()),
-        rows(op.weight.rows),
+        rows(int(op.weight.rows)),
         then(op.then) {
     if (then == Linear::Then::rope) rope = Rope(op.rope, y_bf16, op.y.dims[1]);
   }
 
-  // The sums of rows `at` and at + 8 of the tiles (at % 16 < 8) for a token that is alive.
-  CRIA_DEVICE void finish(int64_t at, int64_t token, float first, float second) const {
+  // What is known of rows `at` and at + 8 of the tiles (at % 16 < 8), whatever the token.
+  struct Place {
+    int at;
+    bool first, second;  // whether they exist
+    int head, d;         // of rope; d: of swiglu, too
+  };
+  CRIA_DEVICE Place place(int at) const {
+    Place p{at, guard(at < rows), false, 0, 0};
+    if (then == Linear::Then::nothing) p.second = guard(at + 8 < rows);
+    if (then == Linear::Then::swiglu) p.d = at / 16 * 8 + at % 8;
+    if (then == Linear::Then::rope) {
+      const int in = at % rope.dim;
+      p.head = at / rope.dim;
+      p.d = in / 16 * 8 + in % 8;
+    }
+    return p;
+  }
+  // The sums of those rows for a token that is alive. ropes: whether that may be asked for.
+  template <bool ropes>
+  CRIA_DEVICE void finish(const Place& p, int64_t token, float first, float second) const {
     if (then == Linear::Then::nothing) {
-      put(at, token, first);
-      put(at + 8, token, second);
+      if (p.first) put(token * rows + p.at, first);
+      if (p.second) put(token * rows + p.at + 8, second);
       return;
     }
-    const bool exists = guard(at < rows);
-    if (!exists) return;
+    if (!p.first) return;
     const bf16 a(first), b(second);
     if (then == Linear::Then::swiglu) {
-      y_bf16[token * (rows / 2) + row_of(at, rows)] = silu_times(a, b);
-      return;
+      y_bf16[token * (rows / 2) + p.d] = silu_times(a, b);
+    } else if constexpr (ropes) {
+      float cosine = 1, sine = 0;
+      if (p.head < rope.heads + rope.kv_heads) rope.angle(token, p.d, cosine, sine);
+      rope.put(token, p.head, p.d, a, b, cosine, sine);
     }
-    const int64_t head = at / rope.dim, d = row_of(at % rope.dim, rope.dim);
-    float cosine = 1, sine = 0;
-    if (head < rope.heads + rope.kv_heads) rope.angle(token, d, cosine, sine);
-    rope.put(token, head, d, a, b, cosine, sine);
   }
 
  private:
-  CRIA_DEVICE void put(int64_t row, int64_t token, float sum) const {
-    const bool exists = guard(row < rows);
-    if (!exists) return;
-    const int64_t at = token * rows + row;
+  CRIA_DEVICE void put(int64_t at, float sum) const {
     const float y = add ? add[at] + sum : sum;
     if (y_f32)
       y_f32[at] = y;
@@ -86,12 +99,17 @@ struct Epilogue {
   }
 };
 
+// Up to here a linear rotates itself. With more tokens an angle for each of them and each row costs more than a kernel
+// that finds it once for all heads.
+constexpr int64_t kRopeTokens = 64;
+
 // linear_sm90.cu: the same with TMA and wgmma, on sm_90a.
 size_t workspace_sm90(const Linear& op, const Chip& chip);
 void run_sm90(const Linear& op, const Gpu& gpu);
 
 // Where the norm is no part of the kernel it has one of its own, and its result lies at the start of the workspace.
 void run(const RmsNorm& op, const Gpu& gpu);
+void run(const RopeAppend& op, const Gpu& gpu);
 inline size_t norm_bytes(const Linear& op) { return op.norm.rank ? size_t(op.x.count()) * sizeof(bf16) : 0; }
 inline Linear normalised(const Linear& op, const Gpu& gpu) {
   if (!op.norm.rank) return op;

@@ -19,9 +19,9 @@ namespace cria::CRIA_MACHINE {
 namespace {
 
 constexpr int kConsumers = 256;
-constexpr int kFew = 256;                         // tokens of one tile
-constexpr int kNormTokens = 8;                    // up to here every worker normalises x itself
-constexpr size_t kNormBytes = size_t{128} << 10;  // if it fits, with two blocks a multiprocessor in mind
+constexpr int kFew = 256;                        // tokens of one tile
+constexpr int kNormTokens = 8;                   // up to here every worker normalises x itself
+constexpr size_t kNormBytes = size_t{80} << 10;  // if it fits, and leaves room for a block of the next kernel
 static_assert(kConsumers == kNormThreads);
 
 // The producer is one warp; where sums take many registers it is a warpgroup, which gives the consumers its own.
@@ -117,7 +117,7 @@ CRIA_DEVICE void produce(const TensorMap* weights, const TensorMap* tokens, cons
     prefetch_map(weights);
     for (int i = 0; i < ahead; i++) request_weights(i);
     for (int i = ahead; i < ahead + kPrefetch && i < work.count && !many; i++)
-      weights_of(i, [&](const auto& box) { tensor_prefetch(weights, box, weight_policy); });
+      weights_of(i, [&](const auto& box) { tensor_prefetch(weights, box); });
   }
   if (!many) grid_wait();
   if (!requests) return;
@@ -171,6 +171,7 @@ struct Sums {
     };
     CRIA_UNROLL
     for (float& f : at) f = 0;
+    wgmma_registers(at);
     for (int k = begin; k < end; k++, i++) {
       mbarrier_wait(ring.full + i % kStages, uint32_t(i / kStages) % 2);
       const bf16 *const a = ring.weights(i) + warp / 4 * 64 * kDepth, *const b = ring.tokens(i, k);
@@ -183,6 +184,7 @@ struct Sums {
       if (k > begin) release(i - 1);
     }
     wgmma_wait<0>();
+    wgmma_registers(at);
     release(i - 1);
   }
 };
@@ -195,14 +197,17 @@ CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live&
   if (ring.all_tokens) normalise(p, ring);
   const Work<kTokens, many> work(deal, alive);
   const auto finish = [&](const Place& at, const Sums<kTokens>& sum) {
-    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, row = at.block * kRows + warp * 16 + lane / 4;
+    const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
+    const auto rows = epilogue.place(at.block * kRows + warp * 16 + lane / 4);
     CRIA_UNROLL
-    for (int j = 0; j < kTokens / 8; j++)
+    for (int j = 0; j < kTokens / 8; j++) {
+      const int first = not_before(at.token + j * 8 + lane % 4 * 2);  // the places of all do not fit into registers
       for (int e = 0; e < 2; e++) {
-        const int token = at.token + j * 8 + lane % 4 * 2 + e;
+        const int token = first + e;
         const bool exists = guard(token < alive);
-        if (exists) epilogue.finish(row, token, sum.at[j * 4 + e], sum.at[j * 4 + e + 2]);
+        if (exists) epilogue.finish<kTokens <= kRopeTokens>(rows, token, sum.at[j * 4 + e], sum.at[j * 4 + e + 2]);
       }
+    }
   };
   const auto end_of = [&](int segment) {
     return (segment + 1) * deal.length < deal.depth ? (segment + 1) * deal.length : deal.depth;

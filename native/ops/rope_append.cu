@@ -12,13 +12,14 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(Rope op, const bf
   CRIA_SHARED(float, angles);  // [2][dim / 2]: cosines, sines
   grid_launch_dependents();
   grid_wait();
-  const int64_t row = blockIdx.x, half = op.dim / 2, heads = op.heads + 2 * op.kv_heads;
+  const int64_t row = blockIdx.x;
+  const int half = op.dim / 2, heads = op.heads + 2 * op.kv_heads;
   if (!is_live(live, row)) return;
-  for (int64_t d = threadIdx.x; d < half; d += kThreads) op.angle(row, d, angles[d], angles[half + d]);
+  for (int d = int(threadIdx.x); d < half; d += kThreads) op.angle(row, d, angles[d], angles[half + d]);
   sync_block();
   const bf16* x = qkv + row * heads * op.dim;
-  for (int64_t i = threadIdx.x; i < heads * half; i += kThreads) {
-    const int64_t head = i / half, d = i % half;
+  for (int i = int(threadIdx.x); i < heads * half; i += kThreads) {
+    const int head = i / half, d = i % half;
     op.put(row, head, d, x[head * op.dim + d], x[head * op.dim + half + d], angles[d], angles[half + d]);
   }
 }

@@ -175,7 +175,7 @@ __global__ void box(uint32_t* out, const int32_t* at, int words, const __grid_co
     int first[rank];
     for (unsigned i = 0; i < rank; i++) first[i] = at[rank * blockIdx.x + i];
     const uint64_t policy = cache_policy(blockIdx.x % 2 ? Evict::first : Evict::last);
-    tensor_prefetch(&map, first, policy);
+    tensor_prefetch(&map, first);
     mbarrier_arrive(barrier, uint32_t(words) * 4);
     tensor_copy(shared, &map, first, barrier, policy);
   }

@@ -132,17 +132,15 @@ CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, const int (&at)
 
 // The box comes into L2, and nobody waits for it.
 template <int rank>
-CRIA_DEVICE void tensor_prefetch([[maybe_unused]] const TensorMap* map, [[maybe_unused]] const int (&at)[rank],
-                                 [[maybe_unused]] uint64_t policy) {
+CRIA_DEVICE void tensor_prefetch([[maybe_unused]] const TensorMap* map, [[maybe_unused]] const int (&at)[rank]) {
   static_assert(rank == 2 || rank == 5);
 #if defined(CRIA_ON_GPU) && __CUDA_ARCH__ >= 900
   if constexpr (rank == 2)
-    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.L2::cache_hint [%0, {%1, %2}], %3;" ::"l"(map), "r"(at[0]),
-                 "r"(at[1]), "l"(policy)
+    asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global [%0, {%1, %2}];" ::"l"(map), "r"(at[0]), "r"(at[1])
                  : "memory");
   else
-    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global.L2::cache_hint [%0, {%1, %2, %3, %4, %5}], %6;" ::"l"(map),
-                 "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "l"(policy)
+    asm volatile("cp.async.bulk.prefetch.tensor.5d.L2.global [%0, {%1, %2, %3, %4, %5}];" ::"l"(map), "r"(at[0]),
+                 "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4])
                  : "memory");
 #endif
 }

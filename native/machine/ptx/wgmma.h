@@ -92,6 +92,23 @@ CRIA_DEVICE void wgmma_wait(CRIA_AT_FIRST) {
 #endif
 }
 
+// Registers of d are read after the wait before this, and written before the fence after it: for the compiler.
+template <int n>
+CRIA_DEVICE void wgmma_registers([[maybe_unused]] float (&d)[n]) {
+#ifdef CRIA_WGMMA_ON_GPU
+  CRIA_UNROLL
+  for (float& f : d) asm volatile("" : "+f"(f)::"memory");
+#endif
+}
+
+// The same value, which the compiler does not know before: what follows from it is computed here and not kept.
+CRIA_DEVICE int not_before(int value) {
+#ifdef CRIA_ON_GPU
+  asm volatile("" : "+r"(value)::"memory");
+#endif
+  return value;
+}
+
 // Everything that this warp's lanes have written into shared memory can be read by wgmma, and by bulk copies out of it.
 // Other warps' products need a barrier besides. All lanes call it.
 CRIA_DEVICE void publish_shared(CRIA_AT_FIRST) {
