@@ -270,6 +270,8 @@ Napi::Value DeviceClass::record(const Napi::CallbackInfo& info) {
   });
 }
 
-void DeviceClass::dispose(const Napi::CallbackInfo&) { device->close(); }
+void DeviceClass::dispose(const Napi::CallbackInfo& info) {
+  guard(info.Env(), [&] { device->close(); });
+}
 
 }  // namespace cria

@@ -93,8 +93,10 @@ class Completions {
       }
     }
     if (!event) check(cudaEventCreateWithFlags(&event, cudaEventDisableTiming), "an event");
-    check(cudaEventRecord(event, stream), "an event");
+    const cudaError_t error = cudaEventRecord(event, stream);
     std::lock_guard lock(mutex_);
+    if (error != cudaSuccess) idle_.push_back(event);
+    check(error, "an event");
     waiting_.push_back({event, std::move(then)});
     under_way_++;
     wake_.notify_one();
@@ -171,7 +173,7 @@ class CudaRuntime final : public Runtime {
     check(cudaStreamCreateWithFlags(&capture_, cudaStreamNonBlocking), "a stream");
   }
   ~CudaRuntime() override {
-    close();
+    close();  // waits for what was freed after an earlier one, too
     cudaStreamDestroy(stream_);
     cudaStreamDestroy(capture_);
   }
@@ -190,8 +192,12 @@ class CudaRuntime final : public Runtime {
       check(cudaMemGetInfo(&free, &total), "the memory of the GPU");
       return double(bytes) + kReserve <= double(free);
     };
-    if (!enough()) {  // the pool may still have what was released
+    if (!enough()) {
+      // What was let go of may be kept by work, in the queue, on the stream or in the pool: this waits for all of that.
       cudaMemPool_t pool = nullptr;
+      queue_.wait();
+      completions_.drain();
+      queue_.wait();  // for what was released meanwhile
       check(cudaStreamSynchronize(stream_), "the GPU");
       check(cudaDeviceGetDefaultMemPool(&pool, device_), "memory of the GPU");
       check(cudaMemPoolTrimTo(pool, 0), "memory of the GPU");
@@ -204,17 +210,16 @@ class CudaRuntime final : public Runtime {
     if (zero) check(cudaMemsetAsync(memory, 0, bytes, stream_), "memory of the GPU");
     return memory;
   }
+  // After everything given so far, also when the queue was closed or has failed: replays may still be under way.
+  // Nobody is there to hear of an error, and a GPU that failed says so to the next work. After a failure nothing else
+  // may wait for the stream, and only a wait lets the pool give back what is free.
   void release(void* memory) override {
-    queue_.add(
-        [this, memory] {
-          use();
-          check(cudaFreeAsync(memory, stream_), "memory of the GPU");
-        },
-        [this, memory](std::exception_ptr failure) {
-          if (!failure) return;  // otherwise the queue is closed, or the device is dead and keeps its memory
-          use();
-          cudaFree(memory);
-        });
+    const auto free = [this, memory](const std::exception_ptr& failure) {
+      cudaSetDevice(device_);
+      cudaFreeAsync(memory, stream_);
+      if (failure) cudaStreamSynchronize(stream_);
+    };
+    queue_.add([] {}, free);
   }
   void write(void* to, const void* from, size_t bytes, Kept kept) override {
     const auto* first = static_cast<const std::byte*>(from);
@@ -305,7 +310,7 @@ class CudaRuntime final : public Runtime {
   }
   void close() override {
     queue_.close();
-    use();
+    cudaSetDevice(device_);  // any call may return an earlier fault of the GPU, and destructors call this
     cudaStreamSynchronize(stream_);
     completions_.drain();
   }

@@ -6,6 +6,8 @@
 #include <deque>
 #include <exception>
 #include <functional>
+#include <future>
+#include <memory>
 #include <mutex>
 #include <string>
 #include <thread>
@@ -26,7 +28,7 @@ class Queue {
   explicit Queue(std::string name) : name_(std::move(name)), thread_([this] { loop(); }) {}
   ~Queue() { close(); }
 
-  // Never waits. done is called once, on the queue's thread or, after close(), here.
+  // Never waits. done is called once, on the queue's thread or, after close(), here; it must not throw.
   void add(std::function<void()> work, Done done = {}) {
     {
       std::lock_guard lock(mutex_);
@@ -37,6 +39,12 @@ class Queue {
       }
     }
     if (done) done(closed());
+  }
+  // Until everything added so far has been done, or told that it will not be. Not for the queue's own thread.
+  void wait() {
+    const auto passed = std::make_shared<std::promise<void>>();  // its thread may still hold it when this returns
+    add([] {}, [passed](const std::exception_ptr&) { passed->set_value(); });
+    passed->get_future().wait();
   }
   // Work can look at this to end early.
   bool closing() const { return closing_; }

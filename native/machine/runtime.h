@@ -23,14 +23,15 @@ struct Graph {
   virtual ~Graph() = default;
 };
 
-// Everything takes effect in the order of the calls, and nothing waits. The first failure is kept, and given to
-// every later read.
+// Everything takes effect in the order of the calls, and nothing waits but where it says so. The first failure is kept,
+// and given to every later read.
 class Runtime {
  public:
   virtual ~Runtime() = default;
   virtual const Chip& chip() const = 0;
   virtual double free_memory() const = 0;  // bytes that allocate() can still give, nearly
-  // Zeros, or NaN where nobody may rely on zeros. ERR_OUT_OF_MEMORY. release() waits for the work that is under way.
+  // Zeros, or NaN where nobody may rely on zeros. ERR_OUT_OF_MEMORY; may wait for the work under way before that.
+  // Memory is free again after the work that was given before release(), which never throws.
   virtual void* allocate(size_t bytes, bool zero) = 0;
   virtual void release(void* memory) = 0;
   virtual void write(void* to, const void* from, size_t bytes, Kept kept) = 0;  // copies `from` before it returns
@@ -41,7 +42,8 @@ class Runtime {
   virtual std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) = 0;
   virtual void replay(std::shared_ptr<Graph> graph, Kept kept) = 0;
   virtual void clock(double* seconds, Done done) = 0;  // when everything before has been done; only differences count
-  virtual void close() = 0;  // waits for the task under way; those that wait are rejected with ERR_CLOSED
+  // Waits for the task under way; those that wait are rejected with ERR_CLOSED. Never throws.
+  virtual void close() = 0;
 };
 
 }  // namespace cria::CRIA_MACHINE

@@ -132,6 +132,9 @@ template <class... P, class... A>
 void launch(void (*kernel)(P...), const char* name, const Shape& shape, const Stream& stream, A... arguments) {
   if (shape.shared > 48 * 1024)
     check(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shape.shared)), name);
+  // All that shared memory can be: with less, a programmatic dependent finds no room beside its predecessor.
+  check(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared),
+        name);
   cudaLaunchAttribute attributes[2];
   cudaLaunchConfig_t config = {};
   config.gridDim = shape.grid;
