@@ -42,13 +42,17 @@ function fingerprint(...paths) {
   return hash.digest('hex')
 }
 
-/** Runs a step unless its stamp says that it has been done for these inputs and its result is there. */
-async function step(name, stamp, inputs, result, work) {
+/**
+ * Runs a step unless its stamp says that it has been done for these inputs, and at least these parts, and its result is there.
+ * Stamps lie beside the results: whoever takes those elsewhere does not build again.
+ */
+async function step(name, stamp, inputs, result, work, parts = []) {
   const key = fingerprint(...inputs)
-  if (existsSync(result) && existsSync(stamp) && readFileSync(stamp, 'utf8') === key) return
+  const [before, ...had] = existsSync(stamp) ? readFileSync(stamp, 'utf8').split(' ') : []
+  if (existsSync(result) && before === key && parts.every(part => had.includes(part))) return
   await work(name)
   mkdirSync(dirname(stamp), { recursive: true })
-  writeFileSync(stamp, key)
+  writeFileSync(stamp, [key, ...parts].join(' '))
 }
 
 /** Runs a command with its output in a log file; one line of progress; the end of the log when it fails. */
@@ -150,7 +154,7 @@ const percent = text => [...text.matchAll(/\[\s*(\d+%|\d+\/\d+)\]/g)].at(-1)?.[1
 
 await step(
   'native addon',
-  'build/.stamp',
+  'build/Release/.stamp',
   ['native', 'CMakeLists.txt', 'package-lock.json'],
   'build/Release/cria.node',
   async () => {
@@ -185,7 +189,7 @@ if (architectures.length > 0) {
   const log = join('build', 'cuda.log')
   await step(
     `CUDA plug-in ${architectures}`,
-    `build/cuda-${architectures.join('-')}.stamp`,
+    'build/Release/.cuda-stamp',
     ['native', 'CMakeLists.txt'],
     target,
     async () => {
@@ -194,6 +198,7 @@ if (architectures.length > 0) {
       for (const name of ['ptx_probe_cuda', 'cria_cuda.so'])
         copyFileSync(join('build', 'cuda', 'Release', name), join('build', 'Release', name))
     },
+    architectures,
   )
 }
 
