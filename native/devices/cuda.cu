@@ -375,7 +375,10 @@ CRIA_EXPORT void cria_list_devices(std::vector<cria::DeviceReport>& list) {
   if (count == 0) list.push_back({"cuda:0", false, problem});
   for (int i = 0; i < count; i++) {
     cudaDeviceProp p{};
-    check(cudaGetDeviceProperties(&p, i), "the properties of the GPU");
+    if (const cudaError_t unknown = cudaGetDeviceProperties(&p, i); unknown != cudaSuccess) {
+      list.push_back({cria::concat("cuda:", i), false, cria::concat("the driver says: ", cudaGetErrorString(unknown))});
+      continue;
+    }
     char pci[32] = "";
     if (cudaDeviceGetPCIBusId(pci, sizeof(pci), i) != cudaSuccess) pci[0] = 0;
     const std::string why = problem_of(p);

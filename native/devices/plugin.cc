@@ -19,7 +19,8 @@ Function find(const std::string& library, const char* name) {
   const std::string file = path.substr(0, path.rfind('/') + 1) + "cria_" + library + ".so";
   void* const handle = dlopen(file.c_str(), RTLD_NOW | RTLD_LOCAL);
   if (!handle)
-    fail("ERR_DEVICE_UNAVAILABLE", "device ", library, ": this build of cria has no such plug-in (", dlerror(), ")");
+    fail("ERR_DEVICE_UNAVAILABLE", "device ", library, ": this build of cria has no such plug-in",
+         library == "cuda" ? "; where nvcc 13 is, npm start builds it" : "", " (", dlerror(), ")");
   const auto function = reinterpret_cast<Function>(dlsym(handle, name));
   if (!function)
     fail("ERR_DEVICE_UNAVAILABLE", "device ", library, ": ", file, " is not a plug-in of this version of cria");

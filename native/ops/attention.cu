@@ -30,8 +30,8 @@ constexpr size_t cache_bytes(int dim) { return size_t(4 * kBlock * dim) * sizeof
 constexpr size_t merged_bytes(int dim) { return size_t(dim / 2 * kThreads) * sizeof(float); }
 constexpr size_t shared_bytes(int dim) { return cache_bytes(dim) + merged_bytes(dim) + 16; }
 
-// One block of keys and values on its way to shared memory. Keys that nobody sees stay what they were, their values are
-// 0; a key without a page is NaN.
+// One block of keys and values on its way to shared memory. Keys that nobody sees, and keys without a page, are NaN;
+// their values are 0.
 template <int dim>
 CRIA_DEVICE void load_block(bf16* to, const Arguments& op, const Unit& unit, int begin, int visible) {
   constexpr int kChunks = dim / 8, kStep = kThreads / kChunks, kEach = kBlock / kStep;

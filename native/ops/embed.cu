@@ -15,7 +15,8 @@ __global__ void __launch_bounds__(kThreads)
   grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.x;
-  if (!is_live(live, row)) return;
+  const bool alive = guard(is_live(live, row));
+  if (!alive) return;
   const int64_t from = source[row];
   int64_t id = tokens[row];
   if (from >= 0) id = guard(from < previous_count) && previous ? previous[from] : -1;

@@ -14,7 +14,8 @@ __global__ void __launch_bounds__(kThreads)
   grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.x;
-  if (!is_live(live, row)) return;
+  const bool alive = guard(is_live(live, row));
+  if (!alive) return;
   const int64_t from = outputs[row];
   const bool known = guard(from < rows);
   for (int64_t d = int64_t{threadIdx.x} * 4; d < dim; d += kThreads * 4) {

@@ -172,14 +172,21 @@ await step(
 
 /** Architectures to build the CUDA plug-in for, as CMake has them; none without a wish, a GPU to build for, or nvcc 13. */
 function cudaArchitectures(wish) {
+  const usual = '/usr/local/cuda/bin' // where the toolkit lies that nobody put on the PATH
+  if (wish && !version('nvcc') && existsSync(join(usual, 'nvcc'))) process.env.PATH += `:${usual}`
   const nvcc = wish && version('nvcc')
   if (wish === 'all') {
     if (nvcc && !older(nvcc, '13')) return ['80', '86', '89', '90a', '100', '120']
     process.stderr.write(`CUDA plug-in: not built, ${nvcc ? `nvcc is ${nvcc}, older than 13` : 'there is no nvcc'}\n`)
   }
-  if (wish !== 'present' || !nvcc || older(nvcc, '13')) return []
+  if (wish !== 'present') return []
   const asked = spawnSync('nvidia-smi', ['--query-gpu=compute_cap', '--format=csv,noheader'], { encoding: 'utf8' })
   const found = (asked.stdout ?? '').match(/\d+\.\d+/g) ?? []
+  if (found.length > 0 && (!nvcc || older(nvcc, '13'))) {
+    const why = nvcc ? `nvcc is ${nvcc}` : 'there is no nvcc on the PATH'
+    process.stderr.write(`CUDA plug-in: not built for the GPU of this machine, ${why}; it takes nvcc 13 or newer\n`)
+    return []
+  }
   return [...new Set(found)].filter(cc => Number(cc) >= 8).map(cc => (cc === '9.0' ? '90a' : cc.replace('.', '')))
 }
 

@@ -34,8 +34,8 @@ CRIA_DEVICE void take_registers() {
 }
 
 // Where a matrix lies in shared memory, K-major, eight rows in 1024 bytes. tile: a multiple of 1024 bytes, and then up
-// to three times 16 elements of K. Bits: 0-13 address / 16, 16-29 unused here, 32-45 distance of eight rows / 16, 62-63
-// the swizzle (1: 128 bytes).
+// to three times 16 elements of K. Bits: 0-13 address / 16, 16-29 ignored with a swizzle, 1 by custom, 32-45 distance
+// of eight rows / 16, 62-63 the swizzle (1: 128 bytes).
 CRIA_DEVICE uint64_t matrix_descriptor(const bf16* tile) {
 #ifdef CRIA_ON_GPU
   const auto at = uint32_t(__cvta_generic_to_shared(tile));
@@ -193,6 +193,7 @@ inline void multiply_16(float* const* d, const unsigned char* shared, unsigned w
 // n: 8, 16, 32, 64, 128, 192 or 256.
 template <int n>
 CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT) {
+  static_assert(n == 8 || n == 16 || n == 32 || n == 64 || n == 128 || n == 192 || n == 256);
 #ifdef CRIA_ON_GPU
 #ifdef CRIA_WGMMA_ON_GPU
   if constexpr (n == 8) CRIA_WGMMA(8, CRIA_N4, 4, 5, CRIA_D4(0));
