@@ -165,10 +165,10 @@ __global__ void __launch_bounds__(32 * kWarps) linear_kernel(Problem p, Epilogue
     sum = total;
   }
 
-  const auto place = epilogue.place(int(row) + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4);
+  const auto pair = epilogue.rows_at(int(row) + int(threadIdx.x) / 32 * 16 + int(threadIdx.x) % 32 / 4);
   sum.pairs([&](float first, float second, int t) {
     const bool alive = guard(token + t < tokens);
-    if (alive) epilogue.finish<true>(place, token + t, first, second);
+    if (alive) epilogue.finish<true>(pair, token + t, first, second);
   });
 }
 

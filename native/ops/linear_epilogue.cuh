@@ -18,11 +18,13 @@ namespace cria::CRIA_MACHINE {
 inline int64_t period_of(const Linear& op) {
   return op.then == Linear::Then::swiglu ? op.weight.rows : op.then == Linear::Then::rope ? op.rope.head_dim() : 0;
 }
+// The pair, counted within its period, of a row of the tiles.
+constexpr int64_t pair_at(int64_t in) { return in / 16 * 8 + in % 8; }
 // Which row of the weight is row `at` of the tiles.
 constexpr int64_t row_of(int64_t at, int64_t period) {
   if (period == 0) return at;
   const int64_t in = at % period;
-  return at - in + in / 16 * 8 + in % 8 + (in % 16 < 8 ? 0 : period / 2);
+  return at - in + pair_at(in) + (in % 16 < 8 ? 0 : period / 2);
 }
 
 constexpr bool pairs_up(int64_t rows, int64_t period) {
@@ -54,25 +56,25 @@ struct Epilogue {
   }
 
   // What is known of rows `at` and at + 8 of the tiles (at % 16 < 8), whatever the token.
-  struct Place {
+  struct Rows {
     int at;
     bool first, second;  // whether they exist
     int head, d;         // of rope; d: of swiglu, too
   };
-  CRIA_DEVICE Place place(int at) const {
-    Place p{at, guard(at < rows), false, 0, 0};
+  CRIA_DEVICE Rows rows_at(int at) const {
+    Rows p{at, guard(at < rows), false, 0, 0};
     if (then == Linear::Then::nothing) p.second = guard(at + 8 < rows);
-    if (then == Linear::Then::swiglu) p.d = at / 16 * 8 + at % 8;
+    if (then == Linear::Then::swiglu) p.d = int(pair_at(at));
     if (then == Linear::Then::rope) {
       const int in = at % rope.dim;
       p.head = at / rope.dim;
-      p.d = in / 16 * 8 + in % 8;
+      p.d = int(pair_at(in));
     }
     return p;
   }
   // The sums of those rows for a token that is alive. ropes: whether that may be asked for.
   template <bool ropes>
-  CRIA_DEVICE void finish(const Place& p, int64_t token, float first, float second) const {
+  CRIA_DEVICE void finish(const Rows& p, int64_t token, float first, float second) const {
     if (then == Linear::Then::nothing) {
       if (p.first) put(token * rows + p.at, first);
       if (p.second) put(token * rows + p.at + 8, second);

@@ -19,7 +19,7 @@ namespace cria::CRIA_MACHINE {
 namespace {
 
 constexpr int kConsumers = 256;
-constexpr int kFew = 256;                        // tokens of one tile
+constexpr int kFew = 256;                        // tokens; more are many
 constexpr int kNormTokens = 8;                   // up to here every worker normalises x itself
 constexpr size_t kNormBytes = size_t{80} << 10;  // if it fits, and leaves room for a block of the next kernel
 static_assert(kConsumers == kNormThreads);
@@ -198,10 +198,10 @@ CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live&
   const Work<kTokens, many> work(deal, alive);
   const auto finish = [&](const Place& at, const Sums<kTokens>& sum) {
     const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32;
-    const auto rows = epilogue.place(at.block * kRows + warp * 16 + lane / 4);
+    const auto rows = epilogue.rows_at(at.block * kRows + warp * 16 + lane / 4);
     CRIA_UNROLL
     for (int j = 0; j < kTokens / 8; j++) {
-      const int first = not_before(at.token + j * 8 + lane % 4 * 2);  // the places of all do not fit into registers
+      const int first = not_before(at.token + j * 8 + lane % 4 * 2);  // the addresses of all do not fit into registers
       for (int e = 0; e < 2; e++) {
         const int token = first + e;
         const bool exists = guard(token < alive);
@@ -232,7 +232,7 @@ CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live&
       const int steps = work.count - i > deal.depth - at.k ? deal.depth - at.k : work.count - i;
       const int begin = at.k / deal.length, end = (at.k + steps + deal.length - 1) / deal.length;
       const int unit = at.block * deal.segments;
-      const auto place = [&](int worker, int segment) {
+      const auto partial_of = [&](int worker, int segment) {
         const int own = segment == 0 ? deal.segments - 1 : unit + segment - deal.begin(worker);
         return p.partial + (int64_t{worker} * deal.segments + own) * (kTokens / 2 * kConsumers);
       };
@@ -240,17 +240,17 @@ CRIA_DEVICE void consume(const Problem& p, const Epilogue& epilogue, const Live&
       for (int segment = begin; segment < end; segment++) {
         sum.multiply(ring, i, segment * deal.length, end_of(segment));
         // What begins with segment 0 is added up here; other segments wait for those before them.
-        float* const kept = place(int(blockIdx.x), begin == 0 ? 0 : segment);
+        float* const kept = partial_of(int(blockIdx.x), begin == 0 ? 0 : segment);
         if (begin == 0 && segment > 0) sum.each([&](float& s, int j) { s = kept[j] + s; });
         if (!whole || segment + 1 < end) sum.each([&](float s, int j) { kept[j] = s; });
       }
       if (!whole) {
         const int from = deal.worker_of(unit), to = deal.worker_of(unit + deal.segments - 1);
         if (!last_to_arrive(p.counters + at.block, uint32_t(to - from + 1), ring.flag, Consumers{})) continue;
-        const float* const first = place(from, 0);
+        const float* const first = partial_of(from, 0);
         sum.each([&](float& s, int j) { s = first[j]; });
         for (int segment = deal.begin(from + 1) - unit; segment < deal.segments; segment++) {
-          const float* const more = place(deal.worker_of(unit + segment), segment);
+          const float* const more = partial_of(deal.worker_of(unit + segment), segment);
           sum.each([&](float& s, int j) { s += more[j]; });
         }
       }
