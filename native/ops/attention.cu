@@ -1,27 +1,17 @@
 // attention.cu - one order of arithmetic for decode and prefill, on mma.sync.
 //
-// A tile is up to 64 packed rows, (token, query head of a group) pairs of one sequence and key/value head. Its keys
-// come in blocks of 64 from key 0: scores, a softmax in base 2, its weights (as the sum of two bf16) times values and
-// ones. Every 256 keys, a split, it begins anew; splits are merged in their order. A warp has 16 rows; where a tile has
-// no more, its four warps divide the scores by keys and the output by columns. The splits of a sequence with one row go
-// to different blocks, and the last of them merges. To a row, keys that it does not see are weights of 0; as 0 times
-// NaN is NaN, blocks with such keys are searched for values that are not finite, and each row then has an MMA of its
-// own.
-#include "../machine/gpu.h"
+// Keys come in blocks of 64: scores, a softmax in base 2, its weights (as the sum of two bf16) times values and ones. A
+// warp has 16 rows; where a tile has no more, its four warps divide the scores by keys and the output by columns. To a
+// row, keys that it does not see are weights of 0; as 0 times NaN is NaN, blocks with such keys are searched for values
+// that are not finite, and each row then has an MMA of its own.
 #include "../machine/ptx/cp_async.h"
-#include "../machine/ptx/grid.h"
 #include "../machine/ptx/mma.h"
-#include "../machine/tile/arrive.h"
-#include "../machine/tile/reduce.h"
-#include "../machine/tile/vectors.h"
 #include "attention_units.cuh"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr int kWarps = 4, kThreads = 32 * kWarps;
-constexpr int kBlock = 64;  // keys
-static_assert(kRows == 16 * kWarps);
+constexpr int kWarps = 4, kThreads = 32 * kWarps, kRows = 16 * kWarps;
 
 // Keys or values of a block, [kBlock, dim]: where 16 bytes lie, so that 8 rows of a column have different banks.
 constexpr int swizzled(int dim, int row, int chunk) { return (row * dim + chunk * 8) ^ (row % 8 * 8); }
@@ -58,30 +48,14 @@ CRIA_DEVICE void load_block(bf16* to, const Arguments& op, const Unit& unit, int
   copy_async_commit();
 }
 
-constexpr float kLowest = -__builtin_inff();
 constexpr uint32_t kOnes = 0x3f803f80;  // two bf16
 
-// How the sums over two sets of keys become one: highest scores a and b, factors of the sums.
-struct Merge {
-  float highest, of_a, of_b;
-  CRIA_DEVICE Merge(float a, float b) : highest(a > b ? a : b) {
-    const float base = highest == kLowest ? 0.0f : highest;
-    of_a = exp2_fast(a - base);
-    of_b = exp2_fast(b - base);
-  }
-  CRIA_DEVICE float operator()(float a, float b) const { return fused(b, of_b, a * of_a); }
-};
-
-// Bits 15 and 31: whether that one of two bf16 is infinite or NaN.
-CRIA_DEVICE uint32_t not_finite(uint32_t pair) { return ((pair & 0x7f807f80u) + 0x00800080u) & 0x80008000u; }
 // The bits of two bf16, of which the first `count` exist.
 CRIA_DEVICE uint32_t first_of_pair(int count) { return count > 1 ? kAllLanes : count > 0 ? 0xffffu : 0u; }
 
-CRIA_DEVICE uint32_t pair_of(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
-
 // `team` warps share 16 rows. Thread: rows g and g + 8 as i = 0 and 1, columns 2t and 2t + 1 of every 8 of its warp's.
 template <int dim, int team>
-CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& unit, int rows, uint8_t* shared) {
+CRIA_DEVICE void attend(const Tile<kRows>& tile, uint8_t* shared) {
   constexpr int kTiles = kBlock / 8 / team, kColumns = dim / 8 / team;  // MMA tiles of 8 keys, of 8 columns
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, t = lane % 4;
   const int first_row = team == 1 ? warp * 16 : 0, first_tile = team == 1 ? 0 : warp * kTiles;
@@ -92,34 +66,29 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       reinterpret_cast<float*>(shared + cache_bytes(dim) + merged_bytes(dim) / 2);  // [kBlock / 8, 32, 4]
   uint32_t* const flag = reinterpret_cast<uint32_t*>(shared + cache_bytes(dim) + merged_bytes(dim));
 
-  // Rows after the last repeat it, and are not written.
-  const auto packed = [&](int row) { return unit.tile * kRows + (row < rows ? row : rows - 1); };
-  const auto visible_to = [&](int row) { return seq.visible_to(packed(row) / op.group); };
-  const auto place = [&](int row) {  // in q and y
-    const int64_t token = seq.start + packed(row) / op.group;
-    return ((token * op.kv_heads + unit.head) * op.group + packed(row) % op.group) * dim;
-  };
-  const int visible[2] = {visible_to(first_row + g), visible_to(first_row + g + 8)};
+  const Arguments& op = tile.op;
+  const Unit& unit = tile.unit;
+  const int rows = tile.rows, begin = tile.begin, end = tile.end;
+  const int visible[2] = {tile.visible_to(first_row + g), tile.visible_to(first_row + g + 8)};
   uint32_t query[dim / 16][4];
   CRIA_UNROLL
   for (int i = 0; i < 2; i++) {
-    const bf16* const from = op.q + place(first_row + g + 8 * i) + 2 * t;
+    const bf16* const from = op.q + tile.place(first_row + g + 8 * i, dim) + 2 * t;
     CRIA_UNROLL
     for (int c = 0; c < dim / 8; c++) query[c / 2][i + c % 2 * 2] = load<uint32_t>(from + c * 8);
   }
 
-  const int most = visible_to(rows - 1), here = first_row < rows ? visible_to(first_row + 15) : 0;
-  const int begin = unit.split * kSplit, end = unit.slot < 0 || most < begin + kSplit ? most : begin + kSplit;
+  const int here = first_row < rows ? tile.visible_to(first_row + 15) : 0;
 
   float acc[kColumns][4] = {}, sum[4] = {}, highest[2] = {kLowest, kLowest};
   float sum_before[2], highest_before[2];
-  if (begin < end) load_block<dim>(cache, op, unit, begin, most);
+  if (begin < end) load_block<dim>(cache, op, unit, begin, tile.most);
   for (int block = begin; block < end; block += kBlock) {
     const int keys = block / kBlock % 2 * 2 * kBlock, values = keys + kBlock;  // their rows in the cache
     copy_async_wait<0>();
     sync_block();
     if (block + kBlock < end)
-      load_block<dim>(cache + (block / kBlock + 1) % 2 * 2 * kBlock * dim, op, unit, block + kBlock, most);
+      load_block<dim>(cache + (block / kBlock + 1) % 2 * 2 * kBlock * dim, op, unit, block + kBlock, tile.most);
 
     if (block < here) {
       float score[kBlock / 8][4] = {};
@@ -158,7 +127,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       CRIA_UNROLL
       for (int i = 0; i < 2; i++) {
         top[i] = reduce_warp(top[i], Max{}, 4);
-        const float base = top[i] == kLowest ? 0.0f : top[i], factor = exp2_fast(highest[i] - base);
+        const float base = base_of(top[i]), factor = exp2_fast(highest[i] - base);
         highest[i] = top[i];
         CRIA_UNROLL
         for (int n = 0; n < kBlock / 8; n++) CRIA_UNROLL
@@ -177,7 +146,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
         ldmatrix<true>(b, cache + swizzled(dim, row, first_column / 8 + n + lane / 16));
       };
       bool by_rows = false;
-      if (visible_to(first_row) < most && visible_to(first_row) < block + kBlock) {
+      if (tile.visible_to(first_row) < tile.most && tile.visible_to(first_row) < block + kBlock) {
         uint32_t found = 0, b[4];
         CRIA_UNROLL
         for (int c = 0; c < kBlock / 16; c++) CRIA_UNROLL
@@ -194,10 +163,9 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
         uint32_t high[4], low[4];
         CRIA_UNROLL
         for (int i = 0; i < 4; i++) {
-          const float a = score[2 * c + i / 2][i % 2 * 2], b = score[2 * c + i / 2][i % 2 * 2 + 1];
-          const bf16 x(a), y(b);
-          high[i] = pair_of(x, y);
-          low[i] = pair_of(bf16(a - float(x)), bf16(b - float(y)));
+          const WeightPair w(score[2 * c + i / 2][i % 2 * 2], score[2 * c + i / 2][i % 2 * 2 + 1]);
+          high[i] = w.high;
+          low[i] = w.low;
         }
         mma_16x8x16(sum, high, {kOnes, kOnes});
         mma_16x8x16(sum, low, {kOnes, kOnes});
@@ -215,7 +183,7 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
             continue;
           }
           for (int row = 0; row < 16 && first_row + row < rows; row++) {
-            const int first = visible_to(first_row + row) - (block + c * 16 + 2 * t);
+            const int first = tile.visible_to(first_row + row) - (block + c * 16 + 2 * t);
             const uint32_t seen[2] = {first_of_pair(first), first_of_pair(first - 8)};
             CRIA_UNROLL
             for (int m = n; m < n + 2; m++) {
@@ -258,13 +226,6 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
     }
   }
 
-  // Where a row's results lie among the partials: its columns, and its highest score.
-  const auto partial = [&](int split, int row) {
-    return op.partials + (int64_t{unit.slot + split} * op.group + row) * dim + first_column + 2 * t;
-  };
-  const auto total = [&](int split, int row) {
-    return op.partials + int64_t{op.slots} * op.group * dim + (int64_t{unit.slot + split} * op.group + row) * 2;
-  };
   if (team > 1 && unit.slot >= 0) {
     CRIA_UNROLL
     for (int i = 0; i < 2; i++) {
@@ -273,43 +234,29 @@ CRIA_DEVICE void attend(const Arguments& op, const Sequence& seq, const Unit& un
       if (!used) continue;
       CRIA_UNROLL
       for (int n = 0; n < kColumns; n++)
-        store(partial(unit.split, row) + n * 8, Pack<float, 2>{{acc[n][2 * i], acc[n][2 * i + 1]}});
-      if (warp == 0 && t == 0) store(total(unit.split, row), Pack<float, 2>{{highest[i], sum[2 * i]}});
+        store(tile.partial(unit.split, row, dim) + first_column + 2 * t + n * 8,
+              Pack<float, 2>{{acc[n][2 * i], acc[n][2 * i + 1]}});
+      if (warp == 0 && t == 0) store(tile.total(unit.split, row, dim), Pack<float, 2>{{highest[i], sum[2 * i]}});
     }
-    if (!last_to_arrive(op.counters + unit.seq * op.kv_heads + unit.head, unsigned(seq.splits), flag)) return;
-    CRIA_UNROLL
-    for (int i = 0; i < 2; i++) {
-      const int row = g + 8 * i < rows ? g + 8 * i : rows - 1;
-      for (int split = 0; split < seq.splits; split++) {
-        const auto other = load<Pack<float, 2>>(total(split, row));
-        const Merge merge(split == 0 ? kLowest : highest[i], other.at[0]);
-        highest[i] = merge.highest;
-        sum[2 * i] = merge(split == 0 ? 0.0f : sum[2 * i], other.at[1]);
-        CRIA_UNROLL
-        for (int n = 0; n < kColumns; n++) {
-          const auto columns = load<Pack<float, 2>>(partial(split, row) + n * 8);
-          for (int j = 0; j < 2; j++) acc[n][2 * i + j] = merge(split == 0 ? 0.0f : acc[n][2 * i + j], columns.at[j]);
-        }
-      }
-    }
-  } else {
-    sync_block();
+    if (last_to_arrive(op.counters + unit.seq * op.kv_heads + unit.head, unsigned(tile.seq.splits), flag))
+      merge_splits<dim, kThreads>(tile);
+    return;
   }
 
   CRIA_UNROLL
   for (int i = 0; i < 2; i++) {
     const bool used = guard(first_row + g + 8 * i < rows);
     if (!used) continue;
-    bf16* const to = op.y + place(first_row + g + 8 * i) + first_column + 2 * t;
-    const float inverse = 1.0f / sum[2 * i];  // of 0 where no key is seen: NaN
+    bf16* const to = op.y + tile.place(first_row + g + 8 * i, dim) + first_column + 2 * t;
+    const float inverse = 1.0f / sum[2 * i];
     CRIA_UNROLL
     for (int n = 0; n < kColumns; n++) {
       Pack<bf16, 2> out;
-      CRIA_UNROLL
-      for (int j = 0; j < 2; j++) out.at[j] = bf16(fused(acc[n][2 * i + j], inverse, 0.0f));  // never -0
+      for (int j = 0; j < 2; j++) out.at[j] = weighted_mean(acc[n][2 * i + j], inverse);
       store(to + n * 8, out);
     }
   }
+  sync_block();
 }
 
 template <int dim>
@@ -318,22 +265,15 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(Arguments op, Li
   grid_launch_dependents();
   grid_wait();
   const int64_t alive = live_rows(live);
-  Dealer dealer;
+  Dealer<kRows> dealer;
   Unit unit;
   for (int index = int(blockIdx.x); dealer.find(op, alive, index, unit); index += int(gridDim.x)) {
-    const Sequence seq = sequence(op, alive, unit.seq);
-    const int rest = seq.rows * op.group - unit.tile * kRows, rows = rest < kRows ? rest : kRows;
-    if (rows > 16)
-      attend<dim, 1>(op, seq, unit, rows, shared);
+    const Tile<kRows> tile(op, alive, unit);
+    if (tile.rows > 16)
+      attend<dim, 1>(tile, shared);
     else
-      attend<dim, kWarps>(op, seq, unit, rows, shared);
+      attend<dim, kWarps>(tile, shared);
   }
-}
-
-int64_t splits_of(const Attention& op) { return (op.pageTable.dims[1] * op.page_size() + 1 + kSplit - 1) / kSplit; }
-int64_t slots_of(const Attention& op) {
-  const int64_t slots = op.kvLength.dims[0] * op.kv_heads() * splits_of(op);
-  return slots < kSlots ? slots : kSlots;
 }
 
 }  // namespace
@@ -350,31 +290,12 @@ void supports(const Attention& op) {
 }
 
 void run(const Attention& op, const Gpu& gpu) {
-  const int64_t dim = op.head_dim(), group = op.heads() / op.kv_heads(), seqs = op.kvLength.dims[0];
-  const Arguments arguments{op.y.as<bf16>(),
-                            op.q.as<const bf16>(),
-                            op.k.as<const bf16>(),
-                            op.v.as<const bf16>(),
-                            op.queryStart.as<const int32_t>(),
-                            op.kvLength.as<const int32_t>(),
-                            op.pageTable.as<const int32_t>(),
-                            reinterpret_cast<float*>(gpu.workspace),
-                            gpu.counters,
-                            int(seqs),
-                            int(op.kv_heads()),
-                            int(group),
-                            int(op.k.dims[0]),
-                            int(op.page_size()),
-                            int(op.pageTable.dims[1]),
-                            int(slots_of(op)),
-                            1.4426950408889634f / sqrtf(float(dim))};
-  // Lengths are known to the device alone: blocks go on to further units, and leave when there is none.
-  const int64_t most = op.kv_heads() * (op.q.dims[0] * group / kRows + seqs * (1 + splits_of(op)));
-  const int64_t blocks = int64_t{2} * gpu.chip->sms;
+  if (gpu.chip->arch == 90) return run_sm90(op, gpu);
+  const int64_t most = most_units(op, kRows), blocks = int64_t{2} * gpu.chip->sms;
   const dim3 grid(unsigned(most < blocks ? most : blocks));
-  const auto kernel = dim == 64 ? attention_kernel<64> : attention_kernel<128>;
-  const Shape shape{grid, dim3(kThreads), shared_bytes(int(dim)), 1, gpu.dependent()};
-  launch(kernel, Attention::name, shape, gpu.stream, arguments, live_of(op.q));
+  const auto kernel = op.head_dim() == 64 ? attention_kernel<64> : attention_kernel<128>;
+  const Shape shape{grid, dim3(kThreads), shared_bytes(int(op.head_dim())), 1, gpu.dependent()};
+  launch(kernel, Attention::name, shape, gpu.stream, Arguments(op, gpu), live_of(op.q));
 }
 
 }  // namespace cria::CRIA_MACHINE

@@ -1,14 +1,30 @@
-// attention_units.cuh - how the work of attention.cu is dealt to its blocks. For that file alone, after the machine's
-// headers.
+// attention_units.cuh - what both families of attention kernels share: how work is dealt to blocks, which rows a tile
+// has, and how the splits of a row become one.
+//
+// A tile is up to kRows packed rows, (token, query head of a group) pairs of one sequence and key/value head. Its keys
+// begin with key 0. Every 256 keys, a split, the softmax begins anew; splits are merged in their order. The splits of a
+// sequence with one row go to different blocks, and the last of them merges.
 #pragma once
+#include "../machine/gpu.h"
+#include "../machine/tile/arrive.h"
+#include "../machine/tile/softmax.h"
+#include "../machine/tile/vectors.h"
 #include "attention.h"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr int kRows = 64;     // of a tile
+constexpr int kBlock = 64;    // keys at a time
 constexpr int kSplit = 256;   // keys
 constexpr int kSlots = 8192;  // (sequence, key/value head, split) with results of their own, at most
+
+inline int64_t splits_of(const Attention& op) {
+  return (op.pageTable.dims[1] * op.page_size() + 1 + kSplit - 1) / kSplit;
+}
+inline int64_t slots_of(const Attention& op) {
+  const int64_t slots = op.kvLength.dims[0] * op.kv_heads() * splits_of(op);
+  return slots < kSlots ? slots : kSlots;
+}
 
 struct Arguments {
   bf16* y;
@@ -18,16 +34,35 @@ struct Arguments {
   uint32_t* counters;
   int seqs, kv_heads, group, pages, page_size, max_pages, slots;
   float scale;  // of scores, for base 2
+
+  Arguments(const Attention& a, const Gpu& gpu)
+      : y(a.y.as<bf16>()),
+        q(a.q.as<const bf16>()),
+        k(a.k.as<const bf16>()),
+        v(a.v.as<const bf16>()),
+        query_start(a.queryStart.as<const int32_t>()),
+        kv_length(a.kvLength.as<const int32_t>()),
+        page_table(a.pageTable.as<const int32_t>()),
+        partials(reinterpret_cast<float*>(gpu.workspace)),
+        counters(gpu.counters),
+        seqs(int(a.kvLength.dims[0])),
+        kv_heads(int(a.kv_heads())),
+        group(int(a.heads() / a.kv_heads())),
+        pages(int(a.k.dims[0])),
+        page_size(int(a.page_size())),
+        max_pages(int(a.pageTable.dims[1])),
+        slots(int(slots_of(a))),
+        scale(1.4426950408889634f / sqrtf(float(a.head_dim()))) {}
 };
 
 struct Sequence {
   int start, rows, splits;
-  int64_t length;  // keys that the last row sees, if they exist
-  int most;        // one more than there can be: who sees that one is NaN
+  int length;  // keys that the last row sees, if they exist
+  int most;    // one more than there can be: who sees that one is NaN
 
   CRIA_DEVICE int visible_to(int token) const {
-    const int64_t keys = length - rows + token + 1;
-    return keys < 0 ? 0 : keys < most ? int(keys) : most;
+    const int keys = length - rows + token + 1;
+    return keys < 0 ? 0 : keys < most ? keys : most;
   }
 };
 
@@ -36,11 +71,19 @@ CRIA_DEVICE Sequence sequence(const Arguments& op, int64_t live, int s) {
   q.start = op.query_start[s];
   const int64_t next = op.query_start[s + 1], end = next < live ? next : live;
   q.rows = q.start >= 0 && end > q.start ? int(end - q.start) : 0;
-  q.length = op.kv_length[s];
   q.most = op.max_pages * op.page_size + 1;
+  const int length = op.kv_length[s], enough = q.most + q.rows;  // for all rows to see all
+  q.length = length < 0 ? 0 : length < enough ? length : enough;
   const int keys = q.visible_to(q.rows - 1);
   q.splits = keys > kSplit ? (keys + kSplit - 1) / kSplit : 1;
   return q;
+}
+
+// How many units there are at most. Lengths are known to the device alone: a block goes on to further units, and leaves
+// when there is none.
+inline int64_t most_units(const Attention& op, int rows) {
+  const int64_t packed = op.q.dims[0] * (op.heads() / op.kv_heads()), seqs = op.kvLength.dims[0];
+  return op.kv_heads() * (packed / rows + seqs * (1 + splits_of(op)));
 }
 
 // What a block does at a time: a tile of rows and all of its keys, or one split of the keys of a tile.
@@ -49,7 +92,8 @@ struct Unit {
   int slot;  // of split 0 of this head; -1: all keys
 };
 
-// Deals the units, to every warp by itself; 32 sequences at a time, forwards.
+// Deals the units, to every warp by itself; 32 sequences at a time, forwards. kRows: of a tile.
+template <int kRows>
 struct Dealer {
   int seq = 0, units = 0, slots = 0;  // of the lane 0; before it
 
@@ -94,5 +138,77 @@ struct Dealer {
   }
 };
 
+// The rows of a unit. Those after the last repeat it, and are not written.
+template <int kRows>
+struct Tile {
+  const Arguments& op;
+  const Unit& unit;
+  Sequence seq;
+  int rows;
+  int most, begin, end;  // keys that the last row sees, and those of this unit
+
+  CRIA_DEVICE Tile(const Arguments& a, int64_t live, const Unit& u) : op(a), unit(u), seq(sequence(a, live, u.seq)) {
+    const int rest = seq.rows * op.group - unit.tile * kRows;
+    rows = rest < kRows ? rest : kRows;
+    most = visible_to(rows - 1);
+    begin = unit.split * kSplit;
+    end = unit.slot < 0 || most < begin + kSplit ? most : begin + kSplit;
+  }
+  CRIA_DEVICE int packed(int row) const { return unit.tile * kRows + (row < rows ? row : rows - 1); }
+  CRIA_DEVICE int visible_to(int row) const { return seq.visible_to(packed(row) / op.group); }
+  CRIA_DEVICE int64_t place(int row, int dim) const {  // in q and y
+    const int64_t token = seq.start + packed(row) / op.group;
+    return ((token * op.kv_heads + unit.head) * op.group + packed(row) % op.group) * dim;
+  }
+  // Where a row's results lie among the partials: its columns; its highest score and sum of weights.
+  CRIA_DEVICE float* partial(int split, int row, int dim) const {
+    return op.partials + (int64_t{unit.slot + split} * op.group + row) * dim;
+  }
+  CRIA_DEVICE float* total(int split, int row, int dim) const {
+    return op.partials + int64_t{op.slots} * op.group * dim + (int64_t{unit.slot + split} * op.group + row) * 2;
+  }
+};
+
+// What a row is, from its sums. No key seen: NaN. Not finite, which only values are that are not: NaN. Never -0.
+CRIA_DEVICE bf16 weighted_mean(float sum, float inverse) {
+  const float mean = fused(sum, inverse, 0.0f);
+  return bf16(fused(mean, 0.0f, mean));
+}
+
+// y of the rows of a unit, from the partials of all splits; by kThreads threads, 4 columns each.
+template <int dim, int kThreads, int kRows>
+CRIA_DEVICE void merge_splits(const Tile<kRows>& tile) {
+  constexpr int kAtOnce = 4;  // splits that are read together: one wait for memory
+  for (int at = int(threadIdx.x) * 4; at < tile.rows * dim; at += kThreads * 4) {
+    const int row = at / dim, column = at % dim;
+    float highest = kLowest, sum = 0, acc[4] = {};
+    for (int first = 0; first < tile.seq.splits; first += kAtOnce) {
+      Pack<float, 2> total[kAtOnce];
+      F32x4 part[kAtOnce];
+      CRIA_UNROLL
+      for (int i = 0; i < kAtOnce; i++) {
+        const int split = first + i < tile.seq.splits ? first + i : first;
+        total[i] = load<Pack<float, 2>>(tile.total(split, row, dim));
+        part[i] = load<F32x4>(tile.partial(split, row, dim) + column);
+      }
+      CRIA_UNROLL
+      for (int i = 0; i < kAtOnce; i++) {
+        if (first + i >= tile.seq.splits) break;
+        const Merge merge(highest, total[i].at[0]);
+        highest = merge.highest;
+        sum = merge(sum, total[i].at[1]);
+        for (int j = 0; j < 4; j++) acc[j] = merge(acc[j], part[i].at[j]);
+      }
+    }
+    Pack<bf16, 4> y;
+    for (int j = 0; j < 4; j++) y.at[j] = weighted_mean(acc[j], 1.0f / sum);
+    store(tile.op.y + tile.place(row, dim) + column, y);
+  }
+}
+
 }  // namespace
+
+// attention_sm90.cu: the same with TMA and wgmma, on sm_90a.
+void run_sm90(const Attention& op, const Gpu& gpu);
+
 }  // namespace cria::CRIA_MACHINE

@@ -1,8 +1,8 @@
 // ptx/tensor_copy.h - TMA: boxes of a tensor in device memory to shared memory, as one instruction. PTX ISA 9.7.9.25.5.
 //
 // A box is 64 bf16 along the innermost axis, which is 128 bytes, and some rows, the other axes taken together. Its
-// 16-byte chunks are swapped by the number of the row (128-byte swizzle), as wgmma wants them: swizzled() below. What
-// lies outside of the tensor is zero.
+// 16-byte chunks are swapped by the number of the row (128-byte swizzle), as wgmma wants them: swizzled() below, where
+// row 0 lies at a multiple of 1024 bytes; a box may begin at any row. What lies outside of the tensor is zero.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda.h>
@@ -78,7 +78,7 @@ CRIA_DEVICE uint64_t cache_policy([[maybe_unused]] Evict evict) {
   return policy;
 }
 
-// Copies the box at these coordinates; shared is a multiple of 1024 bytes. All bytes of the box count at the mbarrier,
+// Copies the box at these coordinates; shared is a multiple of 128 bytes. All bytes of the box count at the mbarrier,
 // also those outside of the tensor. sm_90 on.
 template <int rank>
 CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, const int (&at)[rank], uint64_t* barrier,
@@ -99,8 +99,8 @@ CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, const int (&at)
         "l"(map), "r"(at[0]), "r"(at[1]), "r"(at[2]), "r"(at[3]), "r"(at[4]), "r"(done), "l"(policy)
         : "memory");
 #else
-  if (reinterpret_cast<uintptr_t>(shared) % 1024)
-    misuse("a tensor copy to an address that is not a multiple of 1024", site);
+  if (reinterpret_cast<uintptr_t>(shared) % 128)
+    misuse("a tensor copy to an address that is not a multiple of 128", site);
   if (map->rank != rank) misuse("a tensor copy with coordinates of another rank", site);
   const TensorMap from = *map;
   std::array<int, 5> first{};
@@ -109,7 +109,8 @@ CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, const int (&at)
     first[size_t(i)] = at[i];
     if (i > 0) rows *= from.box[i];
   }
-  auto* const to = static_cast<bf16*>(shared);
+  const auto rows_before = int(reinterpret_cast<uintptr_t>(shared) / 128 % 8);  // since a multiple of 1024 bytes
+  auto* const to = static_cast<bf16*>(shared) - rows_before * kBoxColumns;
   const auto fill = [=] {
     for (int row = 0; row < rows; row++) {
       bool exists = true;
@@ -122,7 +123,7 @@ CRIA_DEVICE void tensor_copy(void* shared, const TensorMap* map, const int (&at)
       for (int c = 0; c < kBoxColumns; c++) {
         const int64_t x = int64_t{first[0]} + c;
         const bool inside = exists && x >= 0 && x < from.sizes[0];
-        to[swizzled(row, c)] = inside ? from.data[place + x] : bf16(0.0f);
+        to[swizzled(rows_before + row, c)] = inside ? from.data[place + x] : bf16(0.0f);
       }
     }
   };

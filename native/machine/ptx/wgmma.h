@@ -3,6 +3,7 @@
 // d[64, n] += a[64, 16] b[n, 16]^T. Both lie in shared memory as rows of 64 bf16 in the 128-byte swizzle, as TMA writes
 // them; warp w of the group has rows 16 w to 16 w + 15 of d, in fragments of 8 columns like mma.sync:
 //   d[4 j + i] is (row g + 8 (i / 2), column 8 j + 2 t + i % 2), lane l with g = l / 4, t = l % 4.
+// a may come from registers instead, as fragments of mma.sync; b then may lie transposed, as rows of 64 columns.
 // It is asynchronous: between wgmma_commit() and the wait for its group d must not be touched, nor the matrices
 // overwritten. What threads have written into shared memory themselves it sees only after publish_shared().
 #pragma once
@@ -45,7 +46,13 @@ CRIA_DEVICE uint64_t matrix_descriptor(const bf16* tile) {
   return (at & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-// Registers of d are what they were before: before the first wgmma of a group.
+// The same for a matrix whose rows in memory are K, 64 columns wide; next: elements from 64 columns to the 64 after them.
+// Sixteen elements of K are 2048 bytes. Bits 16-29: that distance / 16.
+CRIA_DEVICE uint64_t transposed_descriptor(const bf16* tile, int next) {
+  return (matrix_descriptor(tile) & ~(uint64_t{0x3fff} << 16)) | uint64_t(next / 8 & 0x3fff) << 16;
+}
+
+// Registers of d, and of a, are what they were before: before the first wgmma of a group.
 CRIA_DEVICE void wgmma_fence(CRIA_AT_FIRST) {
 #ifdef CRIA_ON_GPU
 #ifdef CRIA_WGMMA_ON_GPU
@@ -101,6 +108,16 @@ CRIA_DEVICE void wgmma_registers([[maybe_unused]] float (&d)[n]) {
 #endif
 }
 
+// The same for fragments of a.
+template <int n>
+CRIA_DEVICE void wgmma_registers([[maybe_unused]] uint32_t (&a)[n][4]) {
+#ifdef CRIA_WGMMA_ON_GPU
+  CRIA_UNROLL
+  for (auto& fragment : a) CRIA_UNROLL
+  for (uint32_t& pair : fragment) asm volatile("" : "+r"(pair)::"memory");
+#endif
+}
+
 // The same value, which the compiler does not know before: what follows from it is computed here and not kept.
 CRIA_DEVICE int not_before(int value) {
 #ifdef CRIA_ON_GPU
@@ -128,40 +145,64 @@ CRIA_DEVICE void publish_shared(CRIA_AT_FIRST) {
 
 #ifndef CRIA_ON_GPU
 // One element of a matrix as its descriptor says. Swizzle: bits 4-6 of the address are flipped by bits 7-9.
-inline float element_of(const unsigned char* shared, uint64_t descriptor, unsigned row, unsigned k) {
-  uint32_t at = uint32_t(descriptor & 0x3fff) << 4;
-  at += row / 8 * (uint32_t(descriptor >> 32 & 0x3fff) << 4) + row % 8 * 128 + k * 2;
+inline float element_of(const unsigned char* shared, uint64_t descriptor, unsigned row, unsigned k, bool transposed) {
+  const auto distance = [&](int bit) { return uint32_t(descriptor >> bit & 0x3fff) << 4; };
+  uint32_t at = distance(0);
+  if (transposed)
+    at += row / 64 * distance(16) + row % 64 * 2 + k / 8 * distance(32) + k % 8 * 128;
+  else
+    at += row / 8 * distance(32) + row % 8 * 128 + k * 2;
   at ^= at >> 3 & 0x70;
   bf16 value;
   std::memcpy(&value, shared + at, sizeof value);
   return float(value);
 }
 
-// The 16 rows of a warp; d: of every lane.
-inline void multiply_16(float* const* d, const unsigned char* shared, unsigned warp, int n, uint64_t a, uint64_t b) {
-  float x[16][16], y[16][256];
-  for (unsigned k = 0; k < 16; k++) {
-    for (unsigned m = 0; m < 16; m++) x[m][k] = element_of(shared, a, warp * 16 + m, k);
-    for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k);
+// 16 rows of one operand for a warp.
+struct Rows16 {
+  float at[16][16];  // [row][k]
+
+  Rows16(const unsigned char* shared, unsigned warp, uint64_t descriptor) {
+    for (unsigned m = 0; m < 16; m++)
+      for (unsigned k = 0; k < 16; k++) at[m][k] = element_of(shared, descriptor, warp * 16 + m, k, false);
   }
+  explicit Rows16(const uint32_t* const* fragments) {
+    for (unsigned l = 0; l < 32; l++)
+      for (unsigned i = 0; i < 8; i++)
+        at[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i / 4 * 8 + i % 2] = i % 2 ? high_half(fragments[l][i / 2]) : low_half(fragments[l][i / 2]);
+  }
+};
+
+// The 16 rows of a warp; d: of every lane.
+inline void multiply_16(float* const* d, const Rows16& x, const unsigned char* shared, int n, uint64_t b, bool transposed) {
+  float y[16][256];
+  for (unsigned k = 0; k < 16; k++)
+    for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k, transposed);
   for (unsigned m = 0; m < 16; m++) {
     float sum[256];
     const auto at = [&](unsigned c) -> float& { return d[m % 8 * 4 + c % 8 / 2][c / 8 * 4 + m / 8 * 2 + c % 2]; };
     for (unsigned c = 0; c < unsigned(n); c++) sum[c] = at(c);
     for (unsigned k = 0; k < 16; k++)  // the hardware's order and rounding of these 16 products are its own
-      for (unsigned c = 0; c < unsigned(n); c++) sum[c] += x[m][k] * y[k][c];
+      for (unsigned c = 0; c < unsigned(n); c++) sum[c] += x.at[m][k] * y[k][c];
     for (unsigned c = 0; c < unsigned(n); c++) at(c) = sum[c];
   }
 }
 #endif
 
 #ifdef CRIA_WGMMA_ON_GPU
-// Operands: n / 2 registers of d, then the two descriptors.
+// Operands: n / 2 registers of d, then one or four of a, then b.
 #define CRIA_WGMMA(n, names, at_a, at_b, ...)                                                    \
   asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, 1, 0;\n wgmma.mma_async.sync.aligned.m64n" #n \
                "k16.f32.bf16.bf16 {" names "}, %" #at_a ", %" #at_b ", p, 1, 1, 0, 0;\n}"        \
                : __VA_ARGS__                                                                     \
                : "l"(a), "l"(b)                                                                  \
+               : "memory")
+#define CRIA_WGMMA_A(n, names, a0, a1, a2, a3, at_b, transposed, ...)                                     \
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, 1, 0;\n wgmma.mma_async.sync.aligned.m64n" #n          \
+               "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #at_b          \
+               ", p, 1, 1, " #transposed ";\n}"                                                          \
+               : __VA_ARGS__                                                                              \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                       \
                : "memory")
 #define CRIA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define CRIA_D8(i) CRIA_D4(i), CRIA_D4(i + 4)
@@ -190,6 +231,39 @@ inline void multiply_16(float* const* d, const unsigned char* shared, unsigned w
   ", %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127"
 #endif
 
+#ifndef CRIA_ON_GPU
+// Now, or when somebody waits for it. mine: of every lane d, a in registers or nullptr, and the descriptors.
+struct WgmmaOperands {
+  float* d;
+  const uint32_t* fragments;
+  uint64_t a, b;
+};
+inline void wgmma(int n, WgmmaOperands mine, bool transposed, Site site) {
+  if (!current->warp->fenced) misuse("wgmma without a wgmma.fence before its group", site);
+  collective(kAllLanes, mine, "wgmma", site, [&](WgmmaOperands* const* lanes) {
+    std::array<float*, 32> d;
+    std::array<const uint32_t*, 32> fragments;
+    for (unsigned l = 0; l < 32; l++) {
+      if (lanes[l]->a != lanes[0]->a || lanes[l]->b != lanes[0]->b)
+        misuse("wgmma: lanes name different matrices", site);
+      d[l] = lanes[l]->d;
+      fragments[l] = lanes[l]->fragments;
+    }
+    Warp& w = *current->warp;
+    const unsigned warp = unsigned(&w - w.block->warps.data()) % 4;
+    const auto product = [n, d, fragments, warp, transposed, a = lanes[0]->a, b = lanes[0]->b] {
+      const unsigned char* const shared = block().async_view();
+      const Rows16 rows = fragments[0] ? Rows16(fragments.data()) : Rows16(shared, warp, a);
+      multiply_16(d.data(), rows, shared, n, b, transposed);
+    };
+    if (machine->options().late)
+      w.products.back().push_back(product);
+    else
+      product();
+  });
+}
+#endif
+
 // n: 8, 16, 32, 64, 128, 192 or 256.
 template <int n>
 CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT) {
@@ -205,27 +279,24 @@ CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], uint64_t a, uint64_t b CRIA_AT
   if constexpr (n == 256) CRIA_WGMMA(256, CRIA_N128, 128, 129, CRIA_D64(0), CRIA_D64(64));
 #endif
 #else
-  struct Operands {
-    float* d;
-    uint64_t a, b;
-  } mine{d, a, b};
-  if (!current->warp->fenced) misuse("wgmma without a wgmma.fence before its group", site);
-  collective(kAllLanes, mine, "wgmma", site, [&](Operands* const* lanes) {
-    for (unsigned l = 1; l < 32; l++)
-      if (lanes[l]->a != lanes[0]->a || lanes[l]->b != lanes[0]->b)
-        misuse("wgmma: lanes name different matrices", site);
-    std::array<float*, 32> rows;
-    for (unsigned l = 0; l < 32; l++) rows[l] = lanes[l]->d;
-    Warp& w = *current->warp;
-    const unsigned warp = unsigned(&w - w.block->warps.data()) % 4;
-    const auto product = [rows, warp, a = lanes[0]->a, b = lanes[0]->b] {
-      multiply_16(rows.data(), block().async_view(), warp, n, a, b);
-    };
-    if (machine->options().late)
-      w.products.back().push_back(product);
-    else
-      product();
-  });
+  wgmma(n, {d, nullptr, a, b}, false, site);
+#endif
+}
+
+// a from registers, as fragments of mma.sync; they are not to be touched either until the wait. n: 64 or 128.
+// transposed: b is [16, n] in memory, named by a transposed_descriptor().
+template <int n, bool transposed>
+CRIA_DEVICE void wgmma_64xnx16(float (&d)[n / 2], const uint32_t (&a)[4], uint64_t b CRIA_AT) {
+  static_assert(n == 64 || n == 128);
+#ifdef CRIA_ON_GPU
+#ifdef CRIA_WGMMA_ON_GPU
+  if constexpr (n == 64 && !transposed) CRIA_WGMMA_A(64, CRIA_N32, 32, 33, 34, 35, 36, 0, CRIA_D32(0));
+  if constexpr (n == 64 && transposed) CRIA_WGMMA_A(64, CRIA_N32, 32, 33, 34, 35, 36, 1, CRIA_D32(0));
+  if constexpr (n == 128 && !transposed) CRIA_WGMMA_A(128, CRIA_N64, 64, 65, 66, 67, 68, 0, CRIA_D64(0));
+  if constexpr (n == 128 && transposed) CRIA_WGMMA_A(128, CRIA_N64, 64, 65, 66, 67, 68, 1, CRIA_D64(0));
+#endif
+#else
+  wgmma(n, {d, a, 0, b}, transposed, site);
 #endif
 }
 
