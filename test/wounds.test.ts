@@ -26,6 +26,8 @@ const users: Record<string, string> = {
   'linear.cu': '(linear|fuse)',
   'linear_sm90.cu': '(linear|fuse)',
   'linear_epilogue.cuh': '(linear|fuse)',
+  'attention_sm90.cu': 'attention',
+  'attention_ring.cuh': 'attention',
   'attention_units.cuh': 'attention',
   'sample_numbers.cuh': 'sample',
 }
@@ -64,15 +66,23 @@ function run(stem: string, settings: string): Promise<{ code: number | null; pri
 
 describe('without', () => {
   const stems = [...new Set(all.map(({ stem }) => stem))]
-  test.concurrent.each(stems)('anything missing, the tests of %s pass', async stem => {
-    const { code, printed } = await run(stem, '')
-    expect(printed).toMatch(/Tests: .*\d+ passed/)
-    expect({ code, printed: code === 0 ? '' : printed }).toEqual({ code: 0, printed: '' })
-    expect(all.length).toBeGreaterThan(20)
-  })
+  test.concurrent.each(stems)(
+    'anything missing, the tests of %s pass',
+    async stem => {
+      const { code, printed } = await run(stem, '')
+      expect(printed).toMatch(/Tests: .*\d+ passed/)
+      expect({ code, printed: code === 0 ? '' : printed }).toEqual({ code: 0, printed: '' })
+      expect(all.length).toBeGreaterThan(20)
+    },
+    300_000,
+  )
 
-  test.concurrent.each(all)('$site $code, a test fails', async ({ site, stem }) => {
-    const { code } = await run(stem, `wound=${site}`) // a write to anywhere may end the whole process
-    expect({ site, found: code !== 0 }).toEqual({ site, found: true })
-  })
+  test.concurrent.each(all)(
+    '$site $code, a test fails',
+    async ({ site, stem }) => {
+      const { code } = await run(stem, `wound=${site}`) // a write to anywhere may end the whole process
+      expect({ site, found: code !== 0 }).toEqual({ site, found: true })
+    },
+    300_000,
+  )
 })

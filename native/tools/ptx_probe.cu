@@ -160,12 +160,14 @@ __global__ void bulk(const uint32_t* in, uint32_t* out) {
 #endif
 }
 
-// at [blocks][rank]; out: the box as it lies in shared memory
+// at [blocks][rank]; out: the box as it lies in shared memory, of block b from row b % 8 after a multiple of 1024 bytes
+// on
 template <int rank>
 __global__ void box(uint32_t* out, const int32_t* at, int words, const __grid_constant__ TensorMap map) {
 #ifdef PROBE_SM90
   CRIA_SHARED(uint32_t, shared);
-  auto* const barrier = reinterpret_cast<uint64_t*>(shared + words);
+  auto* const barrier = reinterpret_cast<uint64_t*>(shared + 8 * 32 + words);
+  uint32_t* const to = shared + blockIdx.x % 8 * 32;
   if (threadIdx.x == 0) {
     prefetch_map(&map);
     mbarrier_init(barrier, 1);
@@ -177,10 +179,10 @@ __global__ void box(uint32_t* out, const int32_t* at, int words, const __grid_co
     const uint64_t policy = cache_policy(blockIdx.x % 2 ? Evict::first : Evict::last);
     tensor_prefetch(&map, first);
     mbarrier_arrive(barrier, uint32_t(words) * 4);
-    tensor_copy(shared, &map, first, barrier, policy);
+    tensor_copy(to, &map, first, barrier, policy);
   }
   mbarrier_wait(barrier, 0);
-  for (int i = int(threadIdx.x); i < words; i += 64) out[int(blockIdx.x) * words + i] = shared[i];
+  for (int i = int(threadIdx.x); i < words; i += 64) out[int(blockIdx.x) * words + i] = to[i];
 #endif
 }
 // Numbers: elements of the tensor; its sizes, strides, sides of a box. Input: the tensor, then where the boxes begin.
@@ -197,7 +199,7 @@ void boxes(Probe& p) {
   }
   words /= 2;
   const auto* const in = p.in<std::byte>();
-  launch(box<rank>, "tensor_copy", Shape{dim3(unsigned(blocks)), dim3(64), size_t(words) * 4 + 8}, p.stream(),
+  launch(box<rank>, "tensor_copy", Shape{dim3(unsigned(blocks)), dim3(64), size_t(8 * 32 + words) * 4 + 8}, p.stream(),
          p.out<uint32_t>(blocks * size_t(words)), reinterpret_cast<const int32_t*>(in + tensor), words,
          tensor_map<rank>(reinterpret_cast<const bf16*>(in), sizes, strides, side));
 }
@@ -238,6 +240,51 @@ __global__ void warpgroup(const uint32_t* in, uint32_t* out) {
 template <int n>
 Case wgmma(const char* name) {
   return {name, 90, true, each_block(name, warpgroup<n>, {4 + 64 * 32 + n * 96, n * 64, 128, (64 + n) * 128 + 8})};
+}
+
+// a from registers, b [n][64] or, transposed, [n / 64][64][64] with K as rows, as a bulk copy.
+// in: first step, second step, 0, 0, b as it shall lie in shared memory, [128][a of both steps 8], [128][d n / 2]; out:
+// d
+template <int n, bool transposed>
+__global__ void warpgroup_registers(const uint32_t* in, uint32_t* out) {
+#ifdef PROBE_SM90
+  CRIA_SHARED(uint32_t, shared);  // b, the barrier
+  auto* const barrier = reinterpret_cast<uint64_t*>(shared + n * 32);
+  const unsigned t = threadIdx.x;
+  in += blockIdx.x * (4 + 128 * 8 + n * 96);
+  if (t == 0) mbarrier_init(barrier, 1);
+  sync_block();
+  if (t == 0) {
+    mbarrier_arrive(barrier, n * 128);
+    bulk_copy(shared, in + 4, n * 128, barrier);
+  }
+  const uint32_t* const registers = in + 4 + n * 32;
+  uint32_t a[2][4];
+  float d[n / 2];
+  CRIA_UNROLL
+  for (unsigned i = 0; i < 8; i++) a[i / 4][i % 4] = registers[t * 8 + i];
+  CRIA_UNROLL
+  for (unsigned i = 0; i < n / 2; i++) d[i] = as_float(registers[128 * 8 + t * (n / 2) + i]);
+  mbarrier_wait(barrier, 0);
+  const auto* const b = reinterpret_cast<const bf16*>(shared);
+  wgmma_registers(d);
+  wgmma_registers(a);
+  wgmma_fence();
+  CRIA_UNROLL
+  for (unsigned i = 0; i < 2; i++)
+    wgmma_64xnx16<n, transposed>(
+        d, a[i], transposed ? transposed_descriptor(b + in[i] * 16 * 64, 64 * 64) : matrix_descriptor(b + in[i] * 16));
+  wgmma_commit();
+  wgmma_wait<0>();
+  wgmma_registers(d);
+  CRIA_UNROLL
+  for (unsigned i = 0; i < n / 2; i++) out[(blockIdx.x * 128 + t) * (n / 2) + i] = as_word(d[i]);
+#endif
+}
+template <int n, bool transposed>
+Case wgmma_registers(const char* name) {
+  return {name, 90, true,
+          each_block(name, warpgroup_registers<n, transposed>, {4 + 128 * 8 + n * 96, n * 64, 128, n * 128 + 8})};
 }
 
 __global__ void put(uint32_t* at, uint32_t value) { *at = value; }
@@ -312,6 +359,10 @@ const std::vector<Case> cases = {
     wgmma<128>("wgmma_128"),
     wgmma<192>("wgmma_192"),
     wgmma<256>("wgmma_256"),
+    wgmma_registers<64, false>("wgmma_registers_64"),
+    wgmma_registers<128, false>("wgmma_registers_128"),
+    wgmma_registers<64, true>("wgmma_transposed_64"),
+    wgmma_registers<128, true>("wgmma_transposed_128"),
     {"count_up", 80, false, counts},
     {"last_to_arrive", 80, false, last_block},
     {"chain", 80, false, chain},

@@ -37,7 +37,9 @@ function copyBoxes(probe: Probe, { sizes, strides, box }: Tensor): void {
         })
         const inside = at.every((x, axis) => x >= 0 && x < sizes[axis]!)
         const place = at.reduce((sum, x, axis) => sum + x * strides[axis]!, 0)
-        wanted.setUint16(b * rows * 128 + swizzledByte(row, column), inside ? bits[place]! : 0, true)
+        const before = b % 8 // rows since a multiple of 1024 bytes
+        const byte = swizzledByte(before + row, column) - before * 128
+        wanted.setUint16(b * rows * 128 + byte, inside ? bits[place]! : 0, true)
       }
   }
   sameWords(probe.exact(input, padded, ...sizes, ...strides, ...box), new Uint32Array(want.buffer), 'the boxes')

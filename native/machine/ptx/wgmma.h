@@ -46,8 +46,8 @@ CRIA_DEVICE uint64_t matrix_descriptor(const bf16* tile) {
   return (at & 0x3ffff) >> 4 | uint64_t{1} << 16 | uint64_t{1024 >> 4} << 32 | uint64_t{1} << 62;
 }
 
-// The same for a matrix whose rows in memory are K, 64 columns wide; next: elements from 64 columns to the 64 after them.
-// Sixteen elements of K are 2048 bytes. Bits 16-29: that distance / 16.
+// The same for a matrix whose rows in memory are K, 64 columns wide; next: elements from 64 columns to the 64 after
+// them. Sixteen elements of K are 2048 bytes. Bits 16-29: that distance / 16.
 CRIA_DEVICE uint64_t transposed_descriptor(const bf16* tile, int next) {
   return (matrix_descriptor(tile) & ~(uint64_t{0x3fff} << 16)) | uint64_t(next / 8 & 0x3fff) << 16;
 }
@@ -169,12 +169,14 @@ struct Rows16 {
   explicit Rows16(const uint32_t* const* fragments) {
     for (unsigned l = 0; l < 32; l++)
       for (unsigned i = 0; i < 8; i++)
-        at[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i / 4 * 8 + i % 2] = i % 2 ? high_half(fragments[l][i / 2]) : low_half(fragments[l][i / 2]);
+        at[l / 4 + i / 2 % 2 * 8][l % 4 * 2 + i / 4 * 8 + i % 2] =
+            i % 2 ? high_half(fragments[l][i / 2]) : low_half(fragments[l][i / 2]);
   }
 };
 
 // The 16 rows of a warp; d: of every lane.
-inline void multiply_16(float* const* d, const Rows16& x, const unsigned char* shared, int n, uint64_t b, bool transposed) {
+inline void multiply_16(float* const* d, const Rows16& x, const unsigned char* shared, int n, uint64_t b,
+                        bool transposed) {
   float y[16][256];
   for (unsigned k = 0; k < 16; k++)
     for (unsigned c = 0; c < unsigned(n); c++) y[k][c] = element_of(shared, b, c, k, transposed);
@@ -197,12 +199,12 @@ inline void multiply_16(float* const* d, const Rows16& x, const unsigned char* s
                : __VA_ARGS__                                                                     \
                : "l"(a), "l"(b)                                                                  \
                : "memory")
-#define CRIA_WGMMA_A(n, names, a0, a1, a2, a3, at_b, transposed, ...)                                     \
-  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, 1, 0;\n wgmma.mma_async.sync.aligned.m64n" #n          \
-               "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #at_b          \
-               ", p, 1, 1, " #transposed ";\n}"                                                          \
-               : __VA_ARGS__                                                                              \
-               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                                       \
+#define CRIA_WGMMA_A(n, names, a0, a1, a2, a3, at_b, transposed, ...)                             \
+  asm volatile("{\n .reg .pred p;\n setp.ne.b32 p, 1, 0;\n wgmma.mma_async.sync.aligned.m64n" #n  \
+               "k16.f32.bf16.bf16 {" names "}, {%" #a0 ", %" #a1 ", %" #a2 ", %" #a3 "}, %" #at_b \
+               ", p, 1, 1, " #transposed ";\n}"                                                   \
+               : __VA_ARGS__                                                                      \
+               : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b)                               \
                : "memory")
 #define CRIA_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define CRIA_D8(i) CRIA_D4(i), CRIA_D4(i + 4)
