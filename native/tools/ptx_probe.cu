@@ -267,16 +267,17 @@ __global__ void warpgroup_registers(const uint32_t* in, uint32_t* out) {
   for (unsigned i = 0; i < n / 2; i++) d[i] = as_float(registers[128 * 8 + t * (n / 2) + i]);
   mbarrier_wait(barrier, 0);
   const auto* const b = reinterpret_cast<const bf16*>(shared);
-  wgmma_registers(d);
-  wgmma_registers(a);
-  wgmma_fence();
   CRIA_UNROLL
-  for (unsigned i = 0; i < 2; i++)
+  for (unsigned i = 0; i < 2; i++) {
+    wgmma_registers(d);
+    wgmma_registers(a);
+    wgmma_fence();
     wgmma_64xnx16<n, transposed>(
         d, a[i], transposed ? transposed_descriptor(b + in[i] * 16 * 64, 64 * 64) : matrix_descriptor(b + in[i] * 16));
-  wgmma_commit();
-  wgmma_wait<0>();
-  wgmma_registers(d);
+    wgmma_commit();
+    wgmma_wait<0>();
+    wgmma_registers(d);
+  }
   CRIA_UNROLL
   for (unsigned i = 0; i < n / 2; i++) out[(blockIdx.x * 128 + t) * (n / 2) + i] = as_word(d[i]);
 #endif
