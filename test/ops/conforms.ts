@@ -31,8 +31,9 @@ export interface Configuration {
   readonly activations: 'bf16' | 'f32'
 }
 
-/** The environment that native code reads; jest gives tests a copy. */
-export const realEnv = (runInThisContext('process') as NodeJS.Process).env
+/** Not jest's: its env is what native code reads, and its exit ends it. */
+const realProcess = runInThisContext('process') as NodeJS.Process
+export const realEnv = realProcess.env
 
 export function openAs({ device, cpu, simt, activations }: Configuration, threads = 2, fuse = true): Device {
   const { CRIA_CPU, CRIA_SIMT } = realEnv
@@ -98,6 +99,7 @@ export function conforms(op: string, define: Define): void {
             if (refused) await expect(run(labs[0]!)).rejects.toMatchObject({ code: 'ERR_DEVICE_UNSUPPORTED' })
             else await run(labs[0]!)
           } catch (error) {
+            if (process.env.CRIA_BAIL) realProcess.exit(1) // jest would run the rest of the file
             if (error instanceof Error) error.message += ` (CRIA_SEED=${seed})`
             throw error
           }
