@@ -89,6 +89,11 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
     expect(log.split('\n').filter(line => /C75(08|1[0-9])|wgmma.*serializ|warning/i.test(line))).toEqual([])
   })
 
+  test('it takes less than four minutes to build', () => {
+    const stamp = readFileSync(join(packageRoot, 'build/Release/.cuda-stamp'), 'utf8')
+    expect(Number(stamp.match(/ (\d+)s$/)?.[1])).toBeLessThan(240)
+  })
+
   test('it is small and needs nothing of the toolkit', () => {
     expect(statSync(library).size).toBeLessThan(8e6)
     expect(execFileSync('ldd', [library]).toString()).not.toMatch(/cuda|cublas|nvrtc/)

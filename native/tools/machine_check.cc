@@ -224,6 +224,7 @@ int check() {
   refuse("a write behind shared memory", beyond_shared, Shape{dim3(1), dim3(4), 100}, "outside of its 100 bytes");
   two_launches();
   check_async();
+  check_linear();
   return good ? 0 : 1;
 }
 

@@ -44,15 +44,16 @@ function fingerprint(...paths) {
 
 /**
  * Runs a step unless its stamp says that it has been done for these inputs, and at least these parts, and its result is there.
- * Stamps lie beside the results: whoever takes those elsewhere does not build again.
+ * Stamps lie beside the results: whoever takes those elsewhere does not build again. The last word is how long it took.
  */
 async function step(name, stamp, inputs, result, work, parts = []) {
   const key = fingerprint(...inputs)
   const [before, ...had] = existsSync(stamp) ? readFileSync(stamp, 'utf8').split(' ') : []
   if (existsSync(result) && before === key && parts.every(part => had.includes(part))) return
+  const started = Date.now()
   await work(name)
   mkdirSync(dirname(stamp), { recursive: true })
-  writeFileSync(stamp, [key, ...parts].join(' '))
+  writeFileSync(stamp, [key, ...parts, `${Math.round((Date.now() - started) / 1000)}s`].join(' '))
 }
 
 /** Runs a command with its output in a log file; one line of progress; the end of the log when it fails. */
@@ -172,7 +173,7 @@ await step(
 
 /** Architectures to build the CUDA plug-in for, as CMake has them; none without a wish, a GPU to build for, or nvcc 13. */
 function cudaArchitectures(wish) {
-  const usual = '/usr/local/cuda/bin' // where the toolkit lies that nobody put on the PATH
+  const usual = join(process.env.CUDA_PATH ?? '/usr/local/cuda', 'bin') // of a toolkit that nobody put on the PATH
   if (wish && !version('nvcc') && existsSync(join(usual, 'nvcc'))) process.env.PATH += `:${usual}`
   const nvcc = wish && version('nvcc')
   if (wish === 'all') {

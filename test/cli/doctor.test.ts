@@ -6,11 +6,12 @@ import { afterAll, expect, test } from '@jest/globals'
 import { packageRoot } from '../../lib/package.ts'
 import { cria } from './cria.ts'
 
-/** CRIA_SIMT that takes the first call of this kind in a file away. */
-function without(call: string, file: string): NodeJS.ProcessEnv {
+/** CRIA_SIMT that takes a call of this kind in a file away: the first, or so many after it. */
+function without(call: string, file: string, after = 0): NodeJS.ProcessEnv {
   const lines = readFileSync(join(packageRoot, 'native', file), 'utf8').split('\n')
-  const at = lines.findIndex(line => line.trim().startsWith(call))
-  return { CRIA_SIMT: `wound=${basename(file)}:${at + 1}` }
+  const numbers = lines.flatMap((line, i) => (line.trim().startsWith(call) ? [i + 1] : []))
+  expect(numbers.length).toBeGreaterThan(after)
+  return { CRIA_SIMT: `wound=${basename(file)}:${numbers[after]}` }
 }
 
 const folder = mkdtempSync(join(tmpdir(), 'cria-doctor-'))
@@ -89,25 +90,23 @@ test('says what there is, why a device is not used, and that the CPU computes ri
     /^(no NVIDIA driver|NVIDIA driver [\d.]+.*); CUDA plug-in (not built|built with CUDA 13\.\d for sm_\d+)/m,
   )
   expect(stdout).toMatch(/^cuda:0 {2}(not used: .{10,}|.*compute capability \d+\.\d)/m)
-  expect(stdout).toMatch(/^cpu {2}.* threads?, .*\n {2}self-test passed: 10 operations in .*, errors of at most 0\.\d\d%$/m)
+  const passed =
+    /^cpu .* threads?, .*\n {2}self-test passed: every operation in prefill and decode, and draws, against float32 on the CPU, in .*, errors of at most 0\.\d\d%$/m
+  expect(stdout).toMatch(passed)
 })
 
 test('--simt --json: the kernels of the GPU, on emulated threads', async () => {
   const { code, stdout } = await cria(['doctor', '--simt', '--json'])
   const { devices } = JSON.parse(stdout)
   const simt = devices.find((d: { device: string }) => d.device === 'simt')
-  expect(simt.checks.map((check: { op: string }) => check.op)).toEqual([
-    'embed',
-    'rmsNorm',
-    'linear',
-    'ropeAppend',
-    'attention',
-    'added',
-    'swiglu',
-    'selectRows',
-    'logits',
-    'sample',
+  const forward = ['embed', 'rmsNorm', 'linear', 'ropeAppend', 'attention', 'added', 'swiglu', 'selectRows', 'logits', 'sample']
+  expect(simt.checks.map(({ step, op }: { step: string; op: string }) => `${step} ${op}`)).toEqual([
+    ...forward.map(op => `prefill ${op}`),
+    ...forward.map(op => `decode ${op}`),
+    'draw ids',
+    'draw logprobs',
   ])
+  expect(simt.milliseconds).toBeLessThan(10_000)
   for (const { error, ok } of simt.checks) expect({ small: error < 0.01, ok }).toEqual({ small: true, ok: true })
   expect(code).toBe(0)
 })
@@ -115,11 +114,34 @@ test('--simt --json: the kernels of the GPU, on emulated threads', async () => {
 test('a device that computes wrong, or fails, is told and is an error', async () => {
   // Without its barrier, a block uses what the other warps have not written yet.
   const wounded = await cria(['doctor', '--simt'], '', without('sync_block(', 'ops/rms_norm.cu'))
-  expect(wounded.stdout).toMatch(/^simt .*\n {2}self-test failed: 10 operations/m)
-  expect(wounded.stdout).toMatch(/^ {4}rmsNorm: (Infinity|\d+\.\d\d)%, expected at most 2%$/m)
+  expect(wounded.stdout).toMatch(/^simt .*\n {2}self-test failed: every operation/m)
+  expect(wounded.stdout).toMatch(/^ {4}prefill, rmsNorm: (Infinity|\d+\.\d\d)%, expected at most 2%$/m)
   expect(wounded.code).toBe(1)
 
   const failing = await cria(['doctor', '--simt'], '', without('grid_wait(', 'ops/embed.cu'))
   expect(failing.stdout).toMatch(/self-test failed: embed, .* has ended without grid_wait\(\) .*; CRIA_SIMT=/)
   expect(failing.code).toBe(1)
+})
+
+test('the self-test reaches the split of keys, and draws', async () => {
+  // Rows that are none overwrite the results of other splits, which prefill has not.
+  const split = await cria(['doctor', '--simt'], '', without('const bool used = guard(', 'ops/attention.cu'))
+  expect(split.stdout).toMatch(/^ {4}decode, attention: /m)
+  expect(split.stdout).not.toMatch(/^ {4}prefill, /m)
+  // Bins that others have not emptied yet.
+  const draws = await cria(['doctor', '--simt'], '', without('sync_block(', 'ops/sample.cu', 1))
+  expect(draws.stdout.match(/^ {4}\w+, \w+/gm)).toEqual(['    draw, ids', '    draw, logprobs'])
+  expect([split.code, draws.code]).toEqual([1, 1])
+})
+
+test('no memory is a reason, with what is free and what is needed', async () => {
+  const having = (bytes: number) => cria(['doctor', '--simt'], '', { CRIA_SIMT: `memory=${bytes}` })
+  const [nothing, little, enough] = [await having(1000), await having(20e6), await having(32.1e6)]
+  const takes = 'the self-test takes 32\\.0 MB; end what else uses this device$'
+  expect(nothing.stdout).toMatch(
+    new RegExp(`failed: no memory: simt: \\d+ bytes asked for, but only 1000 of 1000 are free; ${takes}`, 'm'),
+  )
+  expect(little.stdout).toMatch(new RegExp(`failed: no memory: simt has 20\\.0 MB that cria can use; ${takes}`, 'm'))
+  expect(enough.stdout).toMatch(/^simt .*\n {2}self-test passed/m)
+  expect([nothing.code, little.code, enough.code]).toEqual([1, 1, 0])
 })
