@@ -13,9 +13,13 @@ CRIA_DEVICE void atomic_add(uint32_t* sum, uint32_t value) {
   *sum += value;
 #endif
 }
+// In shared memory, where only additions of 32 bits are one instruction: low half first, and its carry into the other.
 CRIA_DEVICE void atomic_add(uint64_t* sum, uint64_t value) {
 #ifdef CRIA_ON_GPU
-  atomicAdd(reinterpret_cast<unsigned long long*>(sum), static_cast<unsigned long long>(value));
+  auto* const halves = reinterpret_cast<uint32_t*>(sum);
+  const auto low = uint32_t(value), was = atomicAdd(halves, low);
+  const uint32_t high = uint32_t(value >> 32) + (was + low < was);
+  if (high != 0) atomicAdd(halves + 1, high);
 #else
   *sum += value;
 #endif
