@@ -63,16 +63,25 @@ function run(stem: string, settings: string): Promise<{ code: number | null; pri
 }
 
 describe('without', () => {
+  const timeout = 180_000 // five of them share the cores with other files
   const stems = [...new Set(all.map(({ stem }) => stem))]
-  test.concurrent.each(stems)('anything missing, the tests of %s pass', async stem => {
-    const { code, printed } = await run(stem, '')
-    expect(printed).toMatch(/Tests: .*\d+ passed/)
-    expect({ code, printed: code === 0 ? '' : printed }).toEqual({ code: 0, printed: '' })
-    expect(all.length).toBeGreaterThan(20)
-  })
+  test.concurrent.each(stems)(
+    'anything missing, the tests of %s pass',
+    async stem => {
+      const { code, printed } = await run(stem, '')
+      expect(printed).toMatch(/Tests: .*\d+ passed/)
+      expect({ code, printed: code === 0 ? '' : printed }).toEqual({ code: 0, printed: '' })
+      expect(all.length).toBeGreaterThan(20)
+    },
+    timeout,
+  )
 
-  test.concurrent.each(all)('$site $code, a test fails', async ({ site, stem }) => {
-    const { code } = await run(stem, `wound=${site}`) // a write to anywhere may end the whole process
-    expect({ site, found: code !== 0 }).toEqual({ site, found: true })
-  })
+  test.concurrent.each(all)(
+    '$site $code, a test fails',
+    async ({ site, stem }) => {
+      const { code } = await run(stem, `wound=${site}`) // a write to anywhere may end the whole process
+      expect({ site, found: code !== 0 }).toEqual({ site, found: true })
+    },
+    timeout,
+  )
 })
