@@ -30,7 +30,7 @@ define(
     copyFileSync(join(packageRoot, 'build/Release/cria.node'), addon) // it opens the plug-in beside it
 
     const jest = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
-    const { status, stderr } = run([...jest, '-i', 'test/ops', '-t', '^(?!.* refused: ).* on simt '], {
+    const { status, stderr } = run([...jest, '-w', '2', 'test/ops', '-t', '^(?!.* refused: ).* on simt '], {
       CRIA_ADDON: addon,
       LD_PRELOAD: runtime.join(' '),
       ASAN_OPTIONS: 'detect_leaks=0', // Node's own
