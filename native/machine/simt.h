@@ -96,11 +96,14 @@ CRIA_DEVICE bool guard(bool condition CRIA_AT) {
 
 // --- Arithmetic of one instruction
 
-CRIA_DEVICE float exp2_fast(float x) {  // 2 ulp
+CRIA_DEVICE float exp2_fast(float x) {  // 2 ulp; 0 where that is below the smallest normal number
 #ifdef CRIA_ON_GPU
-  return exp2f(x);
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 #else
-  return __builtin_exp2f(x);
+  const float y = __builtin_exp2f(x);
+  return y < 0x1p-126f ? 0.0f : y;
 #endif
 }
 CRIA_DEVICE float fused(float a, float b, float c) {  // a b + c, rounded once

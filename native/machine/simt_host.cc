@@ -219,13 +219,15 @@ void Machine::start_blocks(Launch& launch) {
 }
 
 // Runs the warp until none of its lanes can go on; whether any could.
-bool Machine::run(Warp& w) {
+// left_out: a lane, or none.
+bool Machine::run(Warp& w, unsigned left_out) {
   bool progress = false;
   for (bool again = true; again;) {
     again = false;
     // Any lane first, forwards or backwards: what one lane leaves for another needs a __syncwarp.
     const unsigned first = unsigned(random(w.lanes)), step = chance() ? 1 : w.lanes - 1;
     for (unsigned i = 0, l = first; i < w.lanes; i++, l = (l + step) % w.lanes) {
+      if (l == left_out) continue;
       Thread& t = *w.lane[l];
       if (t.state == Thread::State::waiting && t.over && t.over(t.condition)) {
         t.over = nullptr;
@@ -245,7 +247,8 @@ bool Machine::run(Warp& w) {
   return progress;
 }
 
-// Visits warps in random order. Now and then warps are left out, and one for a long time, so that others get far ahead.
+// Visits warps in random order. Now and then warps are left out, and one of them, or one of its lanes, for a long time,
+// so that others get far ahead.
 bool Machine::epoch(bool everybody) {
   std::vector<Warp*> warps;
   for (auto& b : resident_)
@@ -255,12 +258,14 @@ bool Machine::epoch(bool everybody) {
   if (!everybody && !warps.empty() && (hunger_ == 0 || hunger_-- == 1)) {
     starved_ = warps[random(warps.size())];
     hunger_ = random(12);
+    starved_lane_ = unsigned(random(64));
   }
   const uint64_t left_out = random(4);  // of four
   bool progress = false;
   for (Warp* w : warps) {
-    if (!everybody && (w == starved_ || random(4) < left_out)) continue;
-    progress |= run(*w);
+    const bool starved = !everybody && w == starved_, lane_alone = starved && starved_lane_ < w->lanes;
+    if (!lane_alone && (starved || (!everybody && random(4) < left_out))) continue;
+    progress |= run(*w, lane_alone ? starved_lane_ : ~0u);
     if (error_) {
       const std::exception_ptr error = std::exchange(error_, nullptr);
       try {

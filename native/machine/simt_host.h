@@ -169,7 +169,7 @@ class Machine {
  private:
   void start_blocks(Launch& launch);
   void start(Block& block, Launch& launch, uint64_t index);
-  bool run(Warp& warp);
+  bool run(Warp& warp, unsigned left_out);
   bool epoch(bool everybody);
   void retire();
   void abandon();
@@ -180,6 +180,7 @@ class Machine {
   uint64_t random_;
   const Warp* starved_ = nullptr;  // left out for some time, to fall behind
   uint64_t hunger_ = 0;            // how long still
+  unsigned starved_lane_ = 0;      // that lane alone; beyond the lanes there are: all of them
   int wound_line_ = -1;
   bool wound_read_ = false;
   std::string wound_file_;

@@ -51,6 +51,12 @@ struct Ring {
   CRIA_DEVICE void wait_empty(int i) const {
     if (i >= kStages) mbarrier_wait(empty + i % kStages, uint32_t(i / kStages - 1) % 2);
   }
+  // By a warp that needs nothing of a stage: no lane may still wait for it when it is filled again.
+  CRIA_DEVICE void pass(int i) const {
+    wait_full(i);
+    sync_warp();
+    release(i);
+  }
   CRIA_DEVICE void release(int i) const {
     if (threadIdx.x % 32 == 0) mbarrier_arrive(empty + i % kStages);
   }

@@ -32,6 +32,7 @@ struct Attend {
   float score[kBlock / 2], acc[dim / 2];
   uint32_t high[kBlock / 16][4], low[kBlock / 16][4];  // weights
   int visible[2];
+  int all_see, warp_sees;                              // keys that all rows of the tile see, and all of the warp
   float highest[2] = {kLowest, kLowest}, sum[2] = {};  // of this split: the highest score, this thread's sum of weights
   bool any_before = false;                             // splits; they are in `merged`
 
@@ -43,6 +44,8 @@ struct Attend {
       CRIA_UNROLL
       for (int c = 0; c < dim / 8; c++) query[c / 2][i + c % 2 * 2] = load<uint32_t>(from + c * 8);
     }
+    all_see = tile.visible_to(0);
+    warp_sees = tile.visible_to(warp_row);
     CRIA_UNROLL
     for (int j = 0; j < dim / 2; j++) acc[j] = 0;
   }
@@ -55,10 +58,10 @@ struct Attend {
     wgmma_registers(score);
     wgmma_registers(query);
     wgmma_fence();
+    const uint64_t keys = matrix_descriptor(ring.stage(i));
     CRIA_UNROLL
     for (int c = 0; c < dim / 16; c++)
-      wgmma_64xnx16<kBlock, false>(score, query[c],
-                                   matrix_descriptor(ring.stage(i) + c / 4 * (kBlock * 64) + c % 4 * 16));
+      wgmma_64xnx16<kBlock, false>(score, query[c], advanced(keys, c / 4 * (kBlock * 64) + c % 4 * 16));
     wgmma_commit();
   }
   // Starts weights times the values of stage i.
@@ -68,11 +71,11 @@ struct Attend {
     wgmma_registers(high);
     wgmma_registers(low);
     wgmma_fence();
+    const uint64_t values = transposed_descriptor(ring.stage(i), kBlock * 64);
     CRIA_UNROLL
     for (int c = 0; c < kBlock / 16; c++) {
-      const uint64_t values = transposed_descriptor(ring.stage(i) + c * 16 * 64, kBlock * 64);
-      wgmma_64xnx16<dim, true>(acc, high[c], values);
-      wgmma_64xnx16<dim, true>(acc, low[c], values);
+      wgmma_64xnx16<dim, true>(acc, high[c], advanced(values, c * 16 * 64));
+      wgmma_64xnx16<dim, true>(acc, low[c], advanced(values, c * 16 * 64));
     }
     wgmma_commit();
   }
@@ -87,7 +90,7 @@ struct Attend {
   CRIA_DEVICE void softmax(int block, int i, float (&factor)[2]) {
     const uint32_t* const exists = ring.exists + i % ring.kStages * 2;
     const uint32_t there[2] = {exists[0], exists[1]};
-    const bool all_seen = block + kBlock <= tile.visible_to(warp_row) && (there[0] & there[1]) == kAllLanes;
+    const bool all_seen = block + kBlock <= warp_sees && (there[0] & there[1]) == kAllLanes;
     if (!all_seen) CRIA_UNROLL
     for (int j = 0; j < kBlock / 2; j++) {
       const int key = column_at(j, t);
@@ -127,7 +130,7 @@ struct Attend {
     for (int j = 0; j < dim / 2; j++)
       if (ring.first[column_at(j, t)] < visible[row_at(j)] - block) acc[j] = __builtin_nanf("");
   }
-  CRIA_DEVICE bool is_partial(int block) const { return tile.visible_to(0) < block + kBlock; }
+  CRIA_DEVICE bool is_partial(int block) const { return all_see < block + kBlock; }
 
   // The split has ended, but for what the values of its last keys add to acc.
   CRIA_DEVICE void end_split() {
@@ -200,11 +203,9 @@ struct Attend {
       i += 2;
     }
     for (; block < tile.end; block += kBlock, i += 2) {  // only the other group sees them
-      ring.wait_full(i);
-      ring.release(i);
+      ring.pass(i);
       if (is_partial(block)) clean(ring, i + 1);
-      ring.wait_full(i + 1);
-      ring.release(i + 1);
+      ring.pass(i + 1);
     }
   }
 

@@ -178,7 +178,7 @@ CRIA_DEVICE bf16 weighted_mean(float sum, float inverse) {
 // y of the rows of a unit, from the partials of all splits; by kThreads threads, 4 columns each.
 template <int dim, int kThreads, int kRows>
 CRIA_DEVICE void merge_splits(const Tile<kRows>& tile) {
-  constexpr int kAtOnce = 4;  // splits that are read together: one wait for memory
+  constexpr int kAtOnce = 8;  // splits that are read together: one wait for memory
   for (int at = int(threadIdx.x) * 4; at < tile.rows * dim; at += kThreads * 4) {
     const int row = at / dim, column = at % dim;
     float highest = kLowest, sum = 0, acc[4] = {};
@@ -193,11 +193,12 @@ CRIA_DEVICE void merge_splits(const Tile<kRows>& tile) {
       }
       CRIA_UNROLL
       for (int i = 0; i < kAtOnce; i++) {
-        if (first + i >= tile.seq.splits) break;
-        const Merge merge(highest, total[i].at[0]);
+        const bool exists = first + i < tile.seq.splits;  // if not, nothing is added: no branch, so loads stay together
+        const Merge merge(highest, exists ? total[i].at[0] : kLowest);
         highest = merge.highest;
-        sum = merge(sum, total[i].at[1]);
-        for (int j = 0; j < 4; j++) acc[j] = merge(acc[j], part[i].at[j]);
+        sum = merge(sum, exists ? total[i].at[1] : 0.0f);
+        CRIA_UNROLL
+        for (int j = 0; j < 4; j++) acc[j] = merge(acc[j], exists ? part[i].at[j] : 0.0f);
       }
     }
     Pack<bf16, 4> y;

@@ -52,6 +52,9 @@ CRIA_DEVICE uint64_t transposed_descriptor(const bf16* tile, int next) {
   return (matrix_descriptor(tile) & ~(uint64_t{0x3fff} << 16)) | uint64_t(next / 8 & 0x3fff) << 16;
 }
 
+// The same matrix, so many elements further on in memory.
+CRIA_DEVICE uint64_t advanced(uint64_t descriptor, int elements) { return descriptor + uint64_t(elements / 8); }
+
 // Registers of d, and of a, are what they were before: before the first wgmma of a group.
 CRIA_DEVICE void wgmma_fence(CRIA_AT_FIRST) {
 #ifdef CRIA_ON_GPU

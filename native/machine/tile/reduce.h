@@ -37,6 +37,13 @@ struct Max {
   CRIA_DEVICE T operator()(T a, T b) const {
     return a > b ? a : b;
   }
+  CRIA_DEVICE float operator()(float a, float b) const {  // the other one, if one is NaN
+#ifdef CRIA_ON_GPU
+    return fmaxf(a, b);
+#else
+    return __builtin_fmaxf(a, b);
+#endif
+  }
 };
 
 }  // namespace cria::CRIA_MACHINE

@@ -1,5 +1,6 @@
 // tile/softmax.h - a softmax in base 2 over keys that come in parts: sums of the parts, and how they become one.
 #pragma once
+#include "../ptx/mma.h"
 #include "reduce.h"
 
 namespace cria::CRIA_MACHINE {
@@ -19,15 +20,11 @@ struct Merge {
   CRIA_DEVICE float operator()(float a, float b) const { return fused(b, of_b, a * of_a); }
 };
 
-CRIA_DEVICE uint32_t pair_of(bf16 low, bf16 high) { return uint32_t(low.bits) | uint32_t(high.bits) << 16; }
-
 // Two weights, each the sum of two bf16: 16 bits of it, where one alone has 8.
 struct WeightPair {
   uint32_t high, low;
-  CRIA_DEVICE WeightPair(float a, float b) {
-    const bf16 x(a), y(b);
-    high = pair_of(x, y);
-    low = pair_of(bf16(a - float(x)), bf16(b - float(y)));
+  CRIA_DEVICE WeightPair(float a, float b) : high(bf16_pair(a, b)) {
+    low = bf16_pair(a - low_half(high), b - high_half(high));
   }
 };
 
