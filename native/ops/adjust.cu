@@ -93,6 +93,7 @@ __global__ void __launch_bounds__(kThreads) adjust_kernel(Adjusting op, Live liv
   const Row row(op, at);
   for (int64_t piece = part * kPiece; piece < op.vocab; piece += op.blocks * kPiece)
     row.copy(piece + int64_t{threadIdx.x} * 4);
+  // Edits write over what other threads copied.
   sync_block();
   const int64_t end = clamp(op.start[at + 1], op.edits);
   for (int64_t e = clamp(op.start[at], op.edits) + threadIdx.x; e < end; e += kThreads) {

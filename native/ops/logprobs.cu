@@ -99,7 +99,8 @@ CRIA_DEVICE Largest largest_tokens(const Row& row, const Largest& slices, Keys* 
   return tokens;
 }
 
-__global__ void __launch_bounds__(kMostThreads) logprobs_kernel(Finding op, Live live) {
+// 2 blocks a multiprocessor: for three, where ptxas aims of itself, it spills.
+__global__ void __launch_bounds__(kMostThreads, 2) logprobs_kernel(Finding op, Live live) {
   CRIA_SHARED(Shared, shared);
   grid_launch_dependents();
   grid_wait();
