@@ -66,6 +66,38 @@ export interface StepInputs {
   readonly outputs: I32
 }
 
+/**
+ * What requests ask of the logits, before temperature: in this order a mask of the tokens that are allowed, a bias of
+ * single tokens, penalties of those that were seen. Every field is a device tensor the host may rewrite between steps.
+ */
+export interface Edits {
+  /** [out + 1] row i has the edits start[i] .. start[i + 1] - 1, of those that there are */
+  readonly start: I32
+  /** [edits] token ids, each once in a row; one outside the vocabulary is ignored */
+  readonly ids: I32
+  /** [edits] is added to the logit */
+  readonly bias: F32
+  /** [edits] how often the token was generated; 0: seen in the prompt only; -1: never seen, bias only */
+  readonly count: I32
+  /** [out] 1 = off; the logit l of a token that was seen becomes l > 0 ? l / repetition : l * repetition */
+  readonly repetition: F32
+  /** [out] 0 = off; then l - frequency * count */
+  readonly frequency: F32
+  /** [out] 0 = off; then l - presence, where count > 0 */
+  readonly presence: F32
+  /**
+   * [out] row of `previous` with an id that was generated too, and counts once more than its edit says; without one, as
+   * if there were one with count 1. -1: none
+   */
+  readonly newest: I32
+  /** [any] ids sampled by the step before, as StepInputs.previous; a row or an id that does not exist is ignored */
+  readonly previous?: I32
+  /** [out] row of `masks`, or -1: every token is allowed. A row that does not exist allows none */
+  readonly maskRow: I32
+  /** [any, ceil(vocab / 32)] bit id % 32 of word id / 32: whether the token is allowed; if not, its logit is -infinity */
+  readonly masks?: I32 | U32
+}
+
 /** How each output row is sampled; every field is a device tensor the host may rewrite between steps. */
 export interface Sampling {
   /** [out] 0 = greedy */
@@ -92,6 +124,16 @@ export interface Sampled {
   readonly status: I32
 }
 
+/** Natural logarithms of softmax(logits). NaN, and ids -1, in a row with NaN or +infinity, or with nothing but -infinity. */
+export interface Logprobs {
+  /** [out] of the id that was asked for; NaN for one outside the vocabulary */
+  readonly chosen: F32
+  /** [out, 20] the most probable tokens, the lowest id first among equals; -1 where the vocabulary is smaller */
+  readonly topIds: I32
+  /** [out, 20] theirs; -infinity where the vocabulary is smaller */
+  readonly top: F32
+}
+
 /** The operations of the forward pass. Each appends one command and returns the tensor it will write. */
 export interface Recorder {
   /** table [vocab, dim] -> residual stream [tokens, dim] in float32 */
@@ -115,8 +157,12 @@ export interface Recorder {
   swiglu(gateUp: BF16): BF16
   /** x [tokens, dim], rows outputs [out] -> [out, dim] */
   selectRows(x: F32, step: StepInputs): F32
+  /** logits [out, vocab] -> the logits [out, vocab] after what requests ask for */
+  adjust(logits: F32, edits: Edits): F32
   /** logits [out, vocab] -> ids, log-probabilities, status */
   sample(logits: F32, sampling: Sampling): Sampled
+  /** Of the id given[i], or of sampled[i] where that is negative, and of the most probable; logits [out, vocab], ids [out] */
+  logprobs(logits: F32, sampled: I32, given: I32): Logprobs
 }
 
 /** Work of one command with every row alive: bytes that must cross the memory bus once, floating-point operations. */

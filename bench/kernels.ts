@@ -4,10 +4,12 @@ import type { LlamaConfig } from '../lib/config.ts'
 import { type DeviceName, open } from '../lib/native.ts'
 import { median } from './harness.ts'
 import { Inputs, type Sizes } from './inputs.ts'
+import { adjust } from './ops/adjust.bench.ts'
 import { attention } from './ops/attention.bench.ts'
 import { embed } from './ops/embed.bench.ts'
 import { fuse } from './ops/fuse.bench.ts'
 import { linear } from './ops/linear.bench.ts'
+import { logprobs } from './ops/logprobs.bench.ts'
 import type { OpBench, OpCase } from './ops/op.ts'
 import { rmsNorm } from './ops/rms_norm.bench.ts'
 import { ropeAppend } from './ops/rope_append.bench.ts'
@@ -15,7 +17,7 @@ import { sample } from './ops/sample.bench.ts'
 import { selectRows } from './ops/select_rows.bench.ts'
 import { swiglu } from './ops/swiglu.bench.ts'
 
-export const ops = { linear, fuse, attention, rmsNorm, ropeAppend, swiglu, embed, selectRows, sample } as const
+export const ops = { linear, fuse, attention, rmsNorm, ropeAppend, swiglu, embed, selectRows, adjust, sample, logprobs } as const
 
 /** Of one operation with operands of one shape. */
 export interface KernelTime {

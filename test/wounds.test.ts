@@ -30,6 +30,7 @@ const users: Record<string, string> = {
   'attention_ring.cuh': 'attention',
   'attention_units.cuh': 'attention',
   'sample_numbers.cuh': 'sample',
+  'logit_slices.cuh': '(sample|logprobs)',
 }
 
 function wounds(folder: string, name: string): Wound[] {

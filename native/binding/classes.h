@@ -200,7 +200,9 @@ class RecorderClass : public Wrapped<RecorderClass> {
   Napi::Value attention(const Napi::CallbackInfo&);
   Napi::Value swiglu(const Napi::CallbackInfo&);
   Napi::Value select_rows(const Napi::CallbackInfo&);
+  Napi::Value adjust(const Napi::CallbackInfo&);
   Napi::Value sample(const Napi::CallbackInfo&);
+  Napi::Value logprobs(const Napi::CallbackInfo&);
   Napi::Object result(Napi::Env env, const Tensor& tensor);
 };
 

@@ -19,7 +19,9 @@ Napi::Function RecorderClass::define(Napi::Env env) {
                          InstanceMethod<&RecorderClass::attention>("attention", napi_enumerable),
                          InstanceMethod<&RecorderClass::swiglu>("swiglu", napi_enumerable),
                          InstanceMethod<&RecorderClass::select_rows>("selectRows", napi_enumerable),
+                         InstanceMethod<&RecorderClass::adjust>("adjust", napi_enumerable),
                          InstanceMethod<&RecorderClass::sample>("sample", napi_enumerable),
+                         InstanceMethod<&RecorderClass::logprobs>("logprobs", napi_enumerable),
                      });
 }
 
@@ -82,12 +84,24 @@ Napi::Value results(Napi::Env, const SelectRows& op, Make make) {
   return make(op.y);
 }
 template <class Make>
+Napi::Value results(Napi::Env, const Adjust& op, Make make) {
+  return make(op.y);
+}
+template <class Make>
 Napi::Value results(Napi::Env env, const Sample& op, Make make) {
   Napi::Object sampled = Napi::Object::New(env);
   sampled.Set("ids", make(op.ids));
   sampled.Set("logprobs", make(op.logprobs));
   sampled.Set("status", make(op.status));
   return sampled;
+}
+template <class Make>
+Napi::Value results(Napi::Env env, const Logprobs& op, Make make) {
+  Napi::Object logprobs = Napi::Object::New(env);
+  logprobs.Set("chosen", make(op.chosen));
+  logprobs.Set("topIds", make(op.topIds));
+  logprobs.Set("top", make(op.top));
+  return logprobs;
 }
 
 // The number of live rows is read from this tensor by every command that follows: it needs an address that stays.
@@ -172,6 +186,24 @@ Napi::Value RecorderClass::select_rows(const Napi::CallbackInfo& info) {
   });
 }
 
+Napi::Value RecorderClass::adjust(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Adjust, {
+    op.logits = a.tensor(0, "logits");
+    const Napi::Object e = a.object(1, "edits");
+    op.start = a.field(e, "edits.start", "start");
+    op.ids = a.field(e, "edits.ids", "ids");
+    op.bias = a.field(e, "edits.bias", "bias");
+    op.count = a.field(e, "edits.count", "count");
+    op.repetition = a.field(e, "edits.repetition", "repetition");
+    op.frequency = a.field(e, "edits.frequency", "frequency");
+    op.presence = a.field(e, "edits.presence", "presence");
+    op.newest = a.field(e, "edits.newest", "newest");
+    op.previous = a.optional_field(e, "edits.previous", "previous");
+    op.maskRow = a.field(e, "edits.maskRow", "maskRow");
+    op.masks = a.optional_field(e, "edits.masks", "masks");
+  });
+}
+
 Napi::Value RecorderClass::sample(const Napi::CallbackInfo& info) {
   CRIA_RECORD(Sample, {
     op.logits = a.tensor(0, "logits");
@@ -183,6 +215,14 @@ Napi::Value RecorderClass::sample(const Napi::CallbackInfo& info) {
     op.seed = a.field(s, "sampling.seed", "seed");
     op.position = a.field(s, "sampling.position", "position");
     op.sampled = a.optional_field(s, "sampling.sampled", "sampled");
+  });
+}
+
+Napi::Value RecorderClass::logprobs(const Napi::CallbackInfo& info) {
+  CRIA_RECORD(Logprobs, {
+    op.logits = a.tensor(0, "logits");
+    op.sampled = a.tensor(1, "sampled");
+    op.given = a.tensor(2, "given");
   });
 }
 

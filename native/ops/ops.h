@@ -2,22 +2,26 @@
 #pragma once
 #include <variant>
 
+#include "adjust.h"
 #include "attention.h"
 #include "embed.h"
 #include "linear.h"
+#include "logprobs.h"
 #include "rms_norm.h"
 #include "rope_append.h"
 #include "sample.h"
 #include "select_rows.h"
 #include "swiglu.h"
 
-// X(struct): one line per op.
-#define CRIA_OPS(X) X(Embed) X(RmsNorm) X(Linear) X(RopeAppend) X(Attention) X(Swiglu) X(SelectRows) X(Sample)
+// X(struct): every op, in the order of a forward pass.
+#define CRIA_OPS(X) \
+  X(Embed) X(RmsNorm) X(Linear) X(RopeAppend) X(Attention) X(Swiglu) X(SelectRows) X(Adjust) X(Sample) X(Logprobs)
 
 namespace cria {
 
 // One op with its arguments, as plain data.
-using Command = std::variant<Embed, RmsNorm, Linear, RopeAppend, Attention, Swiglu, SelectRows, Sample>;
+using Command =
+    std::variant<Embed, RmsNorm, Linear, RopeAppend, Attention, Swiglu, SelectRows, Adjust, Sample, Logprobs>;
 
 // What a command does, for people: "rmsNorm+linear+swiglu".
 template <class Op>

@@ -2,7 +2,7 @@
 // floats.
 #include "sample.h"
 
-#include "vec.h"
+#include "log_softmax.h"
 #include "worker.h"
 
 namespace cria::CRIA_ISA {
@@ -61,35 +61,6 @@ uint32_t threshold(const float* logits, int64_t vocab, uint32_t from, double wan
   return prefix;
 }
 
-struct Statistics {
-  float max;
-  bool finite;    // no NaN, no +infinity, and not all -infinity
-  float log_sum;  // log of the sum of e^(logit - max)
-};
-Statistics look_at(const float* logits, int64_t vocab) {
-  const float lowest = -__builtin_inff();
-  vf highest = splat(lowest);
-  vi nan = {};
-  const auto chunk = [&](int64_t i) __attribute__((always_inline)) {
-    if (i + kLanes <= vocab) return load(logits + i);
-    vf part = splat(lowest);
-    for (int64_t j = i; j < vocab; j++) part[j - i] = logits[j];
-    return part;
-  };
-  for (int64_t i = 0; i < vocab; i += kLanes) {
-    const vf v = chunk(i);
-    nan |= vi(v != v);
-    highest = vmax(v, highest);
-  }
-  bool any_nan = false;
-  for (int l = 0; l < kLanes; l++) any_nan |= nan[l] != 0;
-  const float max = hmax(highest);
-  if (any_nan || max == lowest || max == -lowest) return {max, false, 0};
-  vf sum = {};
-  for (int64_t i = 0; i < vocab; i += kLanes) sum += vexp(chunk(i) - max);
-  return {max, true, float(__builtin_log(double(hsum(sum))))};
-}
-
 int64_t draw(const Sample& op, int64_t row, const float* logits, int64_t vocab, float max) {
   const float temperature = static_cast<const float*>(op.temperature.data)[row];
   if (!(temperature > 0)) {
@@ -141,7 +112,7 @@ void run(const Sample& op, Worker& w) {
       const Statistics s = look_at(logits, vocab);
       const int64_t id = s.finite ? draw(op, row, logits, vocab, s.max) : 0;
       static_cast<int32_t*>(op.ids.data)[row] = int32_t(id);
-      static_cast<float*>(op.logprobs.data)[row] = s.finite ? (logits[id] - s.max) - s.log_sum : __builtin_nanf("");
+      static_cast<float*>(op.logprobs.data)[row] = s.finite ? s.logprob(logits[id]) : __builtin_nanf("");
       static_cast<int32_t*>(op.status.data)[row] = s.finite ? 0 : 1;
       if (op.sampled.rank) static_cast<int32_t*>(op.sampled.data)[row] = int32_t(id);
     }

@@ -1,37 +1,23 @@
 // sample.cu - no sort: the kept set is everything from a threshold up, found by radix descent on the ordered bits of
 // floats.
 //
-// A warp looks at a slice of the vocabulary, once: the largest logit, the sum of e^(logit - largest) and, where all
-// logits are kept, the best draw. The slices of a row go to several blocks where there are few rows, and the last block
-// to arrive puts them together; if the settings leave out tokens, it finds the threshold and draws, alone, from the
-// slices that reach it.
+// A warp looks at a slice of the vocabulary, once (logit_slices.cuh), and where all logits are kept it draws. The
+// slices of a row go to several blocks where there are few rows, and the last block to arrive puts them together; if
+// the settings leave out tokens, it finds the threshold and draws, alone, from the slices that reach it.
 //
 // Slices, their sums and the order in which those are added depend on the vocabulary alone, maxima have no order, and
 // what is added with atomics is an integer: a row gives the same bits wherever it is and however many blocks it has.
 #include "../machine/gpu.h"
 #include "../machine/ptx/grid.h"
 #include "../machine/tile/arrive.h"
-#include "../machine/tile/reduce.h"
-#include "../machine/tile/vectors.h"
-#include "sample_numbers.cuh"
+#include "logit_slices.cuh"
+#include "sample.h"
 
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr unsigned kMostThreads = 512, kFewThreads = 128, kMostWarps = kMostThreads / 32;
 // 11 bits of a key at a time: sign, exponent and two bits more, so that the first pass does not crowd a few bins.
 constexpr unsigned kBins = 2048;
-constexpr int64_t kSlice = 256;  // logits
-constexpr int kEach = 8;         // of a lane
-
-// What is known of a slice.
-struct alignas(8) Slice {
-  uint64_t first;  // key of the largest logit, then the complement of the lowest id that has it; all ones: NaN
-  double value;    // of the best draw in this slice or an earlier one of its warp
-  uint32_t id;     // of that
-  float sum;       // of e^(logit - largest)
-  CRIA_DEVICE uint32_t key() const { return uint32_t(first >> 32); }
-};
 
 struct Sampling {
   const float *logits, *temperature, *top_p, *min_p;
@@ -59,44 +45,6 @@ struct Shared {
   double values[kMostWarps];
   uint32_t ids[kMostWarps];
   uint32_t arrived;
-};
-
-struct Row {
-  const float* logits;
-  int64_t vocab;
-  Slice* slices;
-
-  CRIA_DEVICE int64_t count() const { return (vocab + kSlice - 1) / kSlice; }
-  // The place of this lane's logit i of a slice: every 128 logits, 4 of each lane.
-  CRIA_DEVICE static int64_t id_of(int64_t slice, int i) {
-    return slice * kSlice + i / 4 * 128 + int64_t{threadIdx.x % 32} * 4 + i % 4;
-  }
-  // This lane's logits of a slice, -infinity after the last.
-  CRIA_DEVICE void read(int64_t slice, float (&v)[kEach]) const {
-    const bool aligned = reinterpret_cast<uintptr_t>(logits) % 16 == 0;
-    CRIA_UNROLL for (int i = 0; i < kEach; i += 4) {
-      const int64_t id = id_of(slice, i);
-      if (aligned && id + 4 <= vocab) {
-        const auto four = load<F32x4>(logits + id);
-        for (int j = 0; j < 4; j++) v[i + j] = four.at[j];
-        continue;
-      }
-      for (int j = 0; j < 4; j++) {
-        const bool exists = guard(id + j < vocab);
-        v[i + j] = exists ? logits[id + j] : kLowest;
-      }
-    }
-  }
-  // visit(logit) for this thread's logits in slices that have one with the key `least` or a larger one.
-  template <class Visit>
-  CRIA_DEVICE void each(uint32_t least, Visit visit) const {
-    for (int64_t slice = threadIdx.x / 32; slice < count(); slice += blockDim.x / 32) {
-      if (slices[slice].key() < least) continue;
-      float v[kEach];
-      read(slice, v);
-      CRIA_UNROLL for (float logit : v) visit(logit);
-    }
-  }
 };
 
 // A warp's draw from the slices it looks at: argmax of logit / T + noise, the lowest id among equals.
@@ -234,22 +182,6 @@ CRIA_DEVICE float least_kept(const Sampling& op, int64_t at, const Row& row, flo
   return least;
 }
 
-// Looks at a slice.
-CRIA_DEVICE Slice statistics(int64_t slice, const float (&v)[kEach]) {
-  float highest = kLowest, sum = 0;
-  int at = 0;
-  bool nan = false;
-  CRIA_UNROLL for (int i = 0; i < kEach; i++) {
-    nan |= v[i] != v[i];
-    if (v[i] > highest) highest = v[i], at = i;
-  }
-  const auto id = uint32_t(Row::id_of(slice, at));
-  const uint64_t first = reduce_warp(nan ? ~uint64_t{0} : uint64_t{key_of(highest)} << 32 | uint32_t(~id), Max{});
-  const float largest = value_of(uint32_t(first >> 32)), base = largest == kLowest ? 0.0f : largest;
-  CRIA_UNROLL for (float logit : v) sum += expf(logit - base);
-  return {first, -__builtin_inf(), ~0u, reduce_warp(sum, Sum{})};
-}
-
 __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live live) {
   CRIA_SHARED(Shared, shared);
   grid_launch_dependents();
@@ -282,11 +214,8 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
     sync_block();
   }
 
-  uint64_t first = 0;
-  for (int64_t s = threadIdx.x; s < row.count(); s += blockDim.x) first = Max{}(first, row.slices[s].first);
-  first = reduce_block(first, Max{}, shared->first);
-  const auto first_key = uint32_t(first >> 32);
-  if (first_key >= key_of(__builtin_inff()) || first_key == key_of(kLowest)) {
+  const uint64_t first = first_of(row, shared->first);
+  if (!is_finite(first)) {
     if (threadIdx.x > 0) return;
     op.ids[at] = 0;
     op.logprobs[at] = __builtin_nanf("");
@@ -294,15 +223,9 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
     if (op.sampled) op.sampled[at] = 0;
     return;
   }
-  const float max = value_of(first_key);
+  const float max = value_of(uint32_t(first >> 32));
   uint32_t id = ~uint32_t(first);
-
-  float sum = 0;
-  for (int64_t s = threadIdx.x; s < row.count(); s += blockDim.x) {
-    const Slice slice = row.slices[s];
-    sum += slice.sum * expf(value_of(slice.key()) - max);
-  }
-  sum = reduce_block(sum, Sum{}, shared->sums);
+  const float sum = sum_of(row, max, shared->sums);
 
   if (draws) {
     double best = -__builtin_inf();
@@ -336,22 +259,14 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
   }
   if (threadIdx.x > 0) return;
   op.ids[at] = int32_t(id);
-  op.logprobs[at] = (row.logits[id] - max) - float(log(double(sum)));
+  op.logprobs[at] = logprob_of(row.logits[id], max, sum);
   op.status[at] = 0;
   if (op.sampled) op.sampled[at] = int32_t(id);
 }
 
-int64_t slices_of(const Sample& op) { return (op.logits.dims[1] + kSlice - 1) / kSlice; }
-
-// Of a row: all rows together about one for each multiprocessor.
-unsigned blocks_of(const Sample& op, const Chip& chip) {
-  const int64_t rows = op.logits.dims[0], slices = slices_of(op), blocks = (chip.sms + rows - 1) / rows;
-  return rows > kCounters ? 1 : unsigned(blocks < slices ? blocks : slices);
-}
-
 }  // namespace
 
-size_t workspace(const Sample& op, const Chip&) { return size_t(op.logits.dims[0] * slices_of(op)) * sizeof(Slice); }
+size_t workspace(const Sample& op, const Chip&) { return bytes_of_slices(op.logits); }
 void supports(const Sample&) {}
 
 void run(const Sample& op, const Gpu& gpu) {
@@ -373,9 +288,9 @@ void run(const Sample& op, const Gpu& gpu) {
                           scale,
                           reinterpret_cast<Slice*>(gpu.workspace),
                           gpu.counters,
-                          blocks_of(op, *gpu.chip)};
-  const Shape shape{dim3(unsigned(op.logits.dims[0]) * sampling.blocks),
-                    dim3(vocab < 4096 ? kFewThreads : kMostThreads), sizeof(Shared), 1, gpu.dependent()};
+                          blocks_of(op.logits, *gpu.chip)};
+  const Shape shape{dim3(unsigned(op.logits.dims[0]) * sampling.blocks), dim3(threads_of(op.logits)), sizeof(Shared), 1,
+                    gpu.dependent()};
   launch(sample_kernel, Sample::name, shape, gpu.stream, sampling, live_of(op.logits));
 }
 

@@ -1,7 +1,6 @@
-// sample_numbers.cuh - the arithmetic of sample.cu: ordered keys of floats, random numbers. For that file alone, after
-// the machine's headers.
+// sample_numbers.cuh - arithmetic of logits: ordered keys of floats, random numbers. For logit_slices.cuh.
 #pragma once
-#include "sample.h"
+#include "../machine/simt.h"
 
 namespace cria::CRIA_MACHINE {
 namespace {

@@ -40,7 +40,7 @@ test('on the emulated GPU: every figure is there, and fits the others', () => {
   })
 
   const kernels: Row[] = result.kernels
-  expect(new Set(kernels.map(({ op }) => op)).size).toBe(9)
+  expect(new Set(kernels.map(({ op }) => op)).size).toBe(11)
   for (const kernel of kernels) {
     const seconds = kernel.us! / 1e6
     expect(kernel.us).toBeGreaterThan(0)

@@ -1,6 +1,6 @@
 // Recording: what it refuses and how it says so; who may use a tensor where; how the body ends.
 import { afterAll, describe, expect, test } from '@jest/globals'
-import type { BF16, DeviceTensor, F32, KvLayer, Recorder, Sampling, StepInputs } from '../../binding.d.ts'
+import type { BF16, DeviceTensor, Edits, F32, KvLayer, Recorder, Sampling, StepInputs } from '../../binding.d.ts'
 import { open } from '../../lib/native.ts'
 import { dim, hidden, kvOn, modelOn, samplingOn, shape, stepOn, thrown, written } from './small_model.ts'
 
@@ -21,6 +21,11 @@ const freq = f32(4)
 const cache = (...axes: number[]): KvLayer => ({ k: bf16(...axes), v: kv.v })
 const stepWith = (fields: object): StepInputs => ({ ...step, ...fields })
 const samplingWith = (fields: object): Sampling => ({ ...sampling, ...fields })
+const editsWith = (fields: object): Edits => ({
+  ...{ start: i32(4), ids: i32(6), bias: f32(6), count: i32(6), newest: i32(3), maskRow: i32(3) },
+  ...{ repetition: f32(3), frequency: f32(3), presence: f32(3) },
+  ...fields,
+})
 const any = (value: unknown) => value as never
 const width = (4 + 2 * 2) * 8
 const [x, a, qkv, q, logits] = [f32(4, dim), bf16(4, dim), bf16(4, width), bf16(4, 4, 8), f32(3, 50)]
@@ -105,6 +110,22 @@ const bad: Record<string, readonly Bad[]> = {
       ['step.outputs', 'computed by this recording'],
       op => op.selectRows(x, stepWith({ outputs: op.sample(logits, sampling).ids })),
     ],
+  ],
+  adjust: [
+    [S, ['out+1 = 3', 'out = 3'], op => op.adjust(logits, editsWith({ start: i32(3) }))],
+    [S, ['edits.bias', '[5]', 'edits', 6], op => op.adjust(logits, editsWith({ bias: f32(5) }))],
+    [S, ['edits.newest', '[4]', 'out', 3], op => op.adjust(logits, editsWith({ newest: i32(4) }))],
+    [S, ['edits.masks', '[1, 3]', 'words', 2], op => op.adjust(logits, editsWith({ masks: i32(1, 3) }))],
+    [D, ['edits.masks', 'f32', 'i32'], op => op.adjust(logits, editsWith({ masks: f32(1, 2) }))],
+    [D, ['edits.previous', 'u32', 'i32'], op => op.adjust(logits, editsWith({ previous: device.tensor('u32', [3]) }))],
+    [A, ['edits.ids', 'undefined'], op => op.adjust(logits, editsWith({ ids: undefined }))],
+    [A, ['edits', 'undefined', 'an object'], op => op.adjust(logits, any(undefined))],
+  ],
+  logprobs: [
+    [S, ['sampled', '[2]', 'out', 3], op => op.logprobs(logits, i32(2), i32(3))],
+    [S, ['given', '[3, 1]', '1 axes'], op => op.logprobs(logits, i32(3), i32(3, 1))],
+    [D, ['sampled', 'f32', 'i32'], op => op.logprobs(logits, any(f32(3)), i32(3))],
+    [A, ['given', 'undefined', 'DeviceTensor'], op => op.logprobs(logits, i32(3), any(undefined))],
   ],
   sample: [
     [S, ['sampling.temperature', '[4]', 'out', 3], op => op.sample(logits, samplingWith({ temperature: f32(4) }))],

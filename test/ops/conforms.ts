@@ -263,8 +263,13 @@ export class Lab {
 
   /**
    * Rows that are alive do not depend on those that are not, and dead rows are not written. `build` gets a residual stream and activations whose number of live rows is in a device buffer.
+   * change: other inputs are rewritten too, so that a dead row would change if it were written; which is 0 for the first contents.
    */
-  async checkDeadRows(dim: number, build: (op: Recorder, x: F32, a: BF16, step: StepInputs) => DeviceTensor): Promise<void> {
+  async checkDeadRows(
+    dim: number,
+    build: (op: Recorder, x: F32, a: BF16, step: StepInputs) => DeviceTensor,
+    change = (_which: number) => {},
+  ): Promise<void> {
     const rows = 9
     const table = await this.weight([2 * rows, dim], this.random.normals(2 * rows * dim))
     const ones = await this.weight([dim], new Float64Array(dim).fill(1))
@@ -281,6 +286,7 @@ export class Lab {
     })
     const width = program.outputs.y.shape.slice(1).reduce((a, b) => a * b, 1)
     const replay = async (first: number, live: number) => {
+      change(first)
       this.rewrite(step.tokens, from(first))
       this.rewrite(step.queryStart, [0, live])
       this.rewrite(step.outputs, from(0).fill(-1, live))

@@ -1,8 +1,8 @@
 import { expect, test } from '@jest/globals'
 import type { DeviceTensor, Sampled, Sampling } from '../../binding.d.ts'
 import { conforms, dims, dimsOf8, gather, type Lab } from './conforms.ts'
-import { abs, fround, log, type Random, sameBits, u32, type Values } from './numbers.ts'
-import { chiSquareTail, draw, kept, logprob, philox, probabilities, type Settings } from './sample_reference.ts'
+import { fround, log, type Random, sameBits, type Values } from './numbers.ts'
+import { chiSquareTail, closeLogprob, draw, kept, logprob, philox, probabilities, type Settings } from './sample_reference.ts'
 
 function samplingOf(lab: Lab, rows: readonly Settings[]): Omit<Sampling, 'sampled'> {
   const f32 = (pick: (row: Settings) => number) => lab.f32([rows.length], rows.map(pick)).tensor
@@ -40,12 +40,6 @@ async function compare(lab: Lab, logits: Values, rows: readonly Settings[]): Pro
     'id of row',
   )
   for (const [i, found] of logprobs.entries()) closeLogprob(found, logprob(row(i), ids[i]!))
-}
-
-/** A sum of vocab / lanes terms near 1, its logarithm, two subtractions: 16 roundings of what they meet. */
-function closeLogprob(found: number, exact: number): void {
-  if (!(found <= 0 && abs(found - exact) <= 16 * u32 * (1 + abs(exact))))
-    throw new Error(`logprob is ${found}, expected ${exact}`)
 }
 
 /** The same row of logits, many times. */

@@ -1,5 +1,5 @@
 // Sampling in plain float64: Philox4x32-10, the kept set by sorting, the draw by looking at every candidate.
-import { exp, fround, log, max, min, type Values } from './numbers.ts'
+import { abs, exp, fround, log, max, min, u32, type Values } from './numbers.ts'
 
 const mask = 0xffffffffn
 
@@ -72,6 +72,12 @@ export function draw(logits: Values, settings: Settings): number {
 export function logprob(logits: Values, id: number): number {
   const highest = logits.reduce((a, b) => max(a, b))
   return logits[id]! - highest - log(logits.reduce((sum, logit) => sum + exp(logit - highest), 0))
+}
+
+/** A sum of vocab / lanes terms near 1, its logarithm, two subtractions: 16 roundings of what they meet. */
+export function closeLogprob(found: number, exact: number): void {
+  if (!(found <= 0 && abs(found - exact) <= 16 * u32 * (1 + abs(exact))))
+    throw new Error(`logprob is ${found}, expected ${exact}`)
 }
 
 /** The probability that chi-square with n degrees of freedom exceeds x: Wilson and Hilferty's cube root. */
