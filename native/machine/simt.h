@@ -96,16 +96,6 @@ CRIA_DEVICE bool guard(bool condition CRIA_AT) {
 
 // --- Arithmetic of one instruction
 
-CRIA_DEVICE float exp2_fast(float x) {  // 2 ulp; 0 where that is below the smallest normal number
-#ifdef CRIA_ON_GPU
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-#else
-  const float y = __builtin_exp2f(x);
-  return y < 0x1p-126f ? 0.0f : y;
-#endif
-}
 CRIA_DEVICE float fused(float a, float b, float c) {  // a b + c, rounded once
 #ifdef CRIA_ON_GPU
   return __fmaf_rn(a, b, c);

@@ -3,6 +3,7 @@
 // references.
 //
 // A new case is a kernel and a line in `cases`. Layouts of inputs and outputs are in words, per block.
+#include "../machine/ptx/arithmetic.h"
 #include "../machine/ptx/cp_async.h"
 #include "../machine/ptx/grid.h"
 #include "../machine/ptx/mbarrier.h"

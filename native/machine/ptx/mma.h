@@ -5,32 +5,9 @@
 //   B [16, 8]:  b0 (2t, g) b1 (2t + 8, g), rows are k
 //   D [16, 8]:  d0 (g, 2t) d1 (g, 2t + 1) d2 (g + 8, 2t) d3 (g + 8, 2t + 1)
 #pragma once
-#include "../simt.h"
+#include "arithmetic.h"
 
 namespace cria::CRIA_MACHINE {
-
-// The two bf16 of a register, and a register of two numbers: one instruction, where two conversions take the slow unit.
-CRIA_DEVICE float low_half(uint32_t pair) {
-  float f;
-  const uint32_t u = pair << 16;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-CRIA_DEVICE float high_half(uint32_t pair) {
-  float f;
-  const uint32_t u = pair & 0xffff0000u;
-  std::memcpy(&f, &u, 4);
-  return f;
-}
-CRIA_DEVICE uint32_t bf16_pair(float low, float high) {
-#ifdef CRIA_ON_GPU
-  uint32_t pair;
-  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
-  return pair;
-#else
-  return uint32_t(bf16(low).bits) | uint32_t(bf16(high).bits) << 16;
-#endif
-}
 
 // d[16, 8] += a[16, 16] b[16, 8], bf16 products, float32 sums.
 CRIA_DEVICE void mma_16x8x16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2] CRIA_AT) {
