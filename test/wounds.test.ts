@@ -26,9 +26,10 @@ const users: Record<string, string> = {
   'linear.cu': '(linear|fuse)',
   'linear_sm90.cu': '(linear|fuse)',
   'linear_epilogue.cuh': '(linear|fuse)',
-  'attention_sm90.cu': 'attention',
-  'attention_ring.cuh': 'attention',
-  'attention_units.cuh': 'attention',
+  'attention.cu': '(attention|attention_edges)',
+  'attention_sm90.cu': '(attention|attention_edges)',
+  'attention_ring.cuh': '(attention|attention_edges)',
+  'attention_units.cuh': '(attention|attention_edges)',
   'sample_numbers.cuh': 'sample',
   'logit_slices.cuh': '(sample|logprobs)',
 }

@@ -125,7 +125,11 @@ test('a device that computes wrong, or fails, is told and is an error', async ()
 
 test('the self-test reaches the split of keys, and draws', async () => {
   // A split that another block has not written yet is merged; prefill has none.
-  const split = await cria(['doctor', '--simt'], '', without('CRIA_DEVICE void operator()() const { sync_warps(2', 'ops/attention_ring.cuh'))
+  const split = await cria(
+    ['doctor', '--simt'],
+    '',
+    without('CRIA_DEVICE void operator()() const { sync_warps(2', 'ops/attention_ring.cuh'),
+  )
   expect(split.stdout).toMatch(/^ {4}decode, attention: /m)
   expect(split.stdout).not.toMatch(/^ {4}prefill, /m)
   // Bins that others have not emptied yet.
