@@ -123,7 +123,7 @@ conforms('attention', check => {
 
   const decoded = (...lengths: number[]) => lengths.map(length => ({ length, rows: 1 }))
   const long: readonly (readonly [shape: HeadShape, spans: readonly Span[]])[] = [
-    [{ heads: 4, kvHeads: 1, headDim: 128 }, decoded(600, 257, 513, 40, 2300)], // splits in different blocks, merged by one
+    [{ heads: 4, kvHeads: 1, headDim: 128 }, decoded(600, 257, 513, 40, 1100)], // splits in different blocks, merged by one
     [{ heads: 8, kvHeads: 1, headDim: 64 }, [...decoded(300, 700), { length: 300, rows: 20 }]],
     [{ heads: 8, kvHeads: 1, headDim: 128 }, [{ length: 530, rows: 6 }, ...decoded(530)]],
     [
@@ -142,13 +142,13 @@ conforms('attention', check => {
   }
 
   // Sequences are dealt 32 at a time. Those around the edges have splits, which lie one after another among the results.
-  for (const count of [33, 40, 64, 71])
+  for (const count of [40, 71])
     check(`${count} sequences in a step`, async lab => {
       const lengths = [...Array(count).keys()].map(s => (s % 32 >= 29 || s % 32 < 2 ? 257 + s : 1 + (s % 7)))
       await compare(lab, problemOf(lab, { heads: 2, kvHeads: 2, headDim: 64 }, decoded(...lengths)), 16)
     })
   check('more splits than results that are kept: some sequences are not divided', async lab => {
-    const spans = decoded(...new Array(18).fill(257)) // 288 of them; 64 a multiprocessor are kept
+    const spans = decoded(...new Array(17).fill(257)) // 272 of them; 64 a multiprocessor are kept
     await compare(lab, problemOf(lab, { heads: 8, kvHeads: 8, headDim: 64 }, spans), 16)
   })
   check('more sequences than counters: the last ones are not divided', async lab => {
@@ -176,10 +176,8 @@ conforms('attention', check => {
       await compare(lab, problem, pageSize, 0)
       const pages = deal(lab.random, lengthsOf(spans), pageSize, true, 0)
       const expected = await attend(lab, problem, pages)
-      for (const seq of [2, 3]) {
-        const y = await attend(lab, problem, pages, { seq, length: length + 1 })
-        sameBits(y, expected.slice().fill(Number.NaN, seq * 256, (seq + 1) * 256), `sequence ${seq}: element`)
-      }
+      const y = await attend(lab, problem, pages, { seq: 2, length: length + 1 })
+      sameBits(y, expected.slice().fill(Number.NaN, 2 * 256, 3 * 256))
     })
   for (const headDim of [64, 128])
     check(`a page is missing in a block that is otherwise seen whole, heads of ${headDim}`, async lab => {
@@ -187,16 +185,16 @@ conforms('attention', check => {
       const problem = problemOf(lab, { heads: 2, kvHeads: 1, headDim }, spans)
       const pages = deal(lab.random, lengthsOf(spans), 16)
       const expected = await attend(lab, problem, pages)
-      for (const [seq, from, rows] of [
-        [0, 0, 1],
-        [1, 1, 1],
-        [2, 2, 3],
-        [3, 5, 70],
-      ] as const)
-        for (const index of [1, 6]) {
-          const y = await attend(lab, problem, pages, { seq, page: [index, -1] })
-          const nans = expected.slice().fill(Number.NaN, from * 2 * headDim, (from + rows) * 2 * headDim)
-          sameBits(y, nans, `page ${index} of sequence ${seq}: element`)
-        }
+      // Rows `from` to `end` are those of the sequence.
+      for (const [seq, from, end, index] of [
+        [0, 0, 1, 1],
+        [1, 1, 2, 6],
+        [2, 2, 5, 1],
+        [3, 5, 75, 6],
+      ] as const) {
+        const y = await attend(lab, problem, pages, { seq, page: [index, -1] })
+        const nans = expected.slice().fill(Number.NaN, from * 2 * headDim, end * 2 * headDim)
+        sameBits(y, nans, `page ${index} of sequence ${seq}: element`)
+      }
     })
 })
