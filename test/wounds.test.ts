@@ -67,7 +67,7 @@ function run(stem: string, settings: string): Promise<{ code: number | null; pri
 }
 
 describe('without', () => {
-  const timeout = 180_000 // five of them share the cores with other files
+  const timeout = 300_000 // five of them share the cores with other files
   const stems = [...new Set(all.map(({ stem }) => stem))]
   test.concurrent.each(stems)(
     'anything missing, the tests of %s pass',
