@@ -9,7 +9,7 @@ import { parseArgs } from 'node:util'
 import { builtinConfigs, isBuiltinConfig } from '../lib/config.ts'
 import { type DeviceName, devices, gpuSoftware } from '../lib/native.ts'
 import { packageRoot } from '../lib/package.ts'
-import { kernelFigures, limitsOf, Models, type Plan } from './gpu_run.ts'
+import { kernelFigures, limitsOf, Models, marksOf, type Plan } from './gpu_run.ts'
 import { ceilings, environment, type Figures, table } from './harness.ts'
 import { ops, timeOp } from './kernels.ts'
 
@@ -99,6 +99,7 @@ const onDevice: Figures[] = []
 await part('decode on the device alone', () => models.onDevice(figures => onDevice.push(figures) > 0 && elapsed() < budget))
 const after = await ceilings({ device, threads: undefined }).catch(() => undefined)
 
+const marks = shape === 'llama3-8b' ? marksOf(decode, prefill).map(mark => ({ ...mark })) : []
 const title = `${report?.reason ?? device}, ${shape}`
 const capability = report?.reason.match(/compute capability (\d+\.\d+)/)?.[1]
 const result = {
@@ -127,6 +128,7 @@ const result = {
   decode,
   decode_on_device: onDevice,
   prefill,
+  marks,
   problems,
   seconds: elapsed(),
   ...environment(),
@@ -139,7 +141,7 @@ const file = join(folder, `gpu-${name}-${shape}.json`)
 writeFileSync(file, `${JSON.stringify(result, null, 2)}\n`)
 
 const { library, ...rates } = result.ceilings
-const sections = { kernels, decode, decode_on_device: onDevice, prefill, library }
+const sections = { kernels, decode, decode_on_device: onDevice, prefill, marks, library }
 console.log([title, '', table([rates])].join('\n'))
 for (const [section, rows] of Object.entries(sections))
   if (rows.length > 0) console.log(`\n${section.replaceAll('_', ' ')}\n${table(rows)}`)

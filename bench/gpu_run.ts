@@ -71,6 +71,25 @@ export function kernelFigures({ op, case: name, rows, seconds, bytes, flops }: K
   }
 }
 
+/** The first marks for the 8B shape, to be raised: a share of what was measured in the same run. */
+export interface Mark {
+  readonly mark: string
+  readonly wanted: number
+  readonly share: number
+  readonly met: 'yes' | 'no'
+}
+export function marksOf(decode: readonly Figures[], prefill: readonly Figures[]): Mark[] {
+  const marks = [
+    ['decode, batch 1, context 64, of the copy bandwidth', 0.8, decode, { batch: 1, context: 64 }, 'share_of_copy'],
+    ['decode, batch 64, context 1024, of the serial roofline', 0.6, decode, { batch: 64, context: 1024 }, 'share_of_serial_roofline_copy'],
+    ['prefill of 8192 tokens, of the matmul rate', 0.5, prefill, { tokens: 8192 }, 'share_of_matmul'],
+  ] as const // biome-ignore format: a mark a line
+  return marks.flatMap(([mark, wanted, all, of, name]) => {
+    const share = all.find(figures => Object.entries(of).every(([key, value]) => figures[key] === value))?.[name]
+    return typeof share === 'number' ? [{ mark, wanted, share, met: share >= wanted ? ('yes' as const) : ('no' as const) }] : []
+  })
+}
+
 /** A model of the shape through the whole engine; and its programs on the device alone. */
 export class Models {
   readonly #name: DeviceName

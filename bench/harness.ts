@@ -28,8 +28,12 @@ export interface BenchOptions {
 }
 
 /** Command line: --shape llama3-8b --prompt 64 --decode 8 --batch 1 --repeat 3 --device cpu --threads 2 --json --out FILE */
-/** The options, or one line on stderr and exit code 2. */
+/** The options, or one line on stderr and exit code 2. From here on an error is one line, too, and exit code 1. */
 export function benchOptions(defaults: { prompt: number; decode: number; repeat: number }): BenchOptions {
+  process.once('uncaughtException', (error: Error) => {
+    process.stderr.write(`${error.message}\n`)
+    process.exit(1)
+  })
   try {
     return parseOptions(defaults)
   } catch (error) {

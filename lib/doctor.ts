@@ -80,7 +80,7 @@ const config: LlamaConfig = {
   ignored: [],
 }
 const tokens = Array.from({ length: 301 }, (_, i) => (i * 997) % config.vocab)
-// Positions. The second step sees more keys than the 256 that a block of attention takes.
+// Positions. The second step sees more keys than the 256 of one split of attention.
 const steps = { prefill: [0, 33], decode: [300, 301] } as const
 const pageSize = 16
 const pages = Array.from({ length: 19 }, (_, i) => (i * 7) % 19)

@@ -6,7 +6,7 @@ import { type SamplingOptions, type SamplingParameters, samplingParameters, show
 
 /** How a model is loaded, and what it may use. */
 export interface LoadOptions {
-  /** 'auto' (the first GPU, else the CPU; CRIA_DEVICE replaces it), 'cpu' or 'cuda:0'. */
+  /** 'auto' (the first GPU, else the CPU; CRIA_DEVICE replaces it), 'cpu' or a GPU: 'cuda:0', 'cuda:1', ... */
   readonly device?: string | undefined
   /** CPU threads; default: as many as the process may use. */
   readonly threads?: number | undefined
@@ -84,7 +84,7 @@ const mostTokens = 2 ** 30
 export function loadOptions(options: LoadOptions): void {
   refuseUnknown('load', options, loadNames)
   if (options.device !== undefined && typeof options.device !== 'string') {
-    throw new InputError('ERR_OPTION_TYPE', `device is ${show(options.device)}, expected 'auto', 'cpu' or 'cuda:0'`)
+    throw new InputError('ERR_OPTION_TYPE', `device is ${show(options.device)}, expected 'auto', 'cpu' or 'cuda:N'`)
   }
   whole('threads', options.threads, 1, 1024)
   whole('contextLength', options.contextLength, 1)

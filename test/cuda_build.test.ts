@@ -41,7 +41,7 @@ function kernels(log: string): Kernel[] {
 
 const there = existsSync(library)
 const define = there ? describe : describe.skip
-define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on this machine', () => {
+define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: not built here; npm test builds it where nvcc 13 is', () => {
   const logs = there ? readdirSync(folder, { recursive: true, encoding: 'utf8' }).filter(name => name.endsWith('.o.log')) : []
   const read = (names: string[]) => names.map(name => readFileSync(join(folder, name), 'utf8')).join('\n')
   const log = read(logs)
@@ -64,11 +64,15 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
     const title = 'registers of a thread, x blocks a multiprocessor'
     const head = [title.padEnd(52), ...['threads', 'KB', ...architectures].map(cell => cell.padStart(9))].join('')
     console.log([head, ...rows].join('\n'))
-    // Every kernel that a layer of 8B starts is one of these, and fits somewhere.
+    // Every kernel that a layer of 8B starts is one of these, and fits on every architecture that it is for.
     for (const [name, { threads, shared }] of started) {
-      const of = all.filter(kernel => kernel.name === name)
-      const blocks = of.map(({ arch, registers }) => blocksFor(arch, registers, threads, shared))
-      expect({ name, fits: Math.max(...blocks) > 0 }).toEqual({ name, fits: true })
+      const of = all.filter(kernel => kernel.name === name && kernel.registers >= 8)
+      const full = of.filter(one => blocksFor(one.arch, one.registers, threads, shared + one.shared) < 1)
+      expect({ name, compiled: of.length > 0, doesNotFit: full.map(({ arch }) => arch) }).toEqual({
+        name,
+        compiled: true,
+        doesNotFit: [],
+      })
     }
     expect(started.size).toBeGreaterThan(8)
     expect(all.filter(({ spilled }) => spilled > 0)).toEqual([])
@@ -91,7 +95,9 @@ define(there ? 'the CUDA plug-in' : 'the CUDA plug-in: there is no nvcc 13 on th
 
   test('it takes less than four minutes to build', () => {
     const stamp = readFileSync(join(packageRoot, 'build/Release/.cuda-stamp'), 'utf8')
-    expect(Number(stamp.match(/ (\d+)s$/)?.[1])).toBeLessThan(240)
+    const [, rest, seconds] = stamp.match(/ (\+?)(\d+)s$/)!
+    if (rest) console.log(`${seconds} s for what had changed: the time of a whole build is not known`)
+    else expect(Number(seconds)).toBeLessThan(240)
   })
 
   test('it is small and needs nothing of the toolkit', () => {

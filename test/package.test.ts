@@ -1,6 +1,16 @@
 /** What npm would publish: everything that users need, nothing that they do not, and no install script. */
 import { execFileSync } from 'node:child_process'
-import { existsSync, mkdirSync, mkdtempSync, readFileSync, rmSync, statSync, writeFileSync } from 'node:fs'
+import {
+  copyFileSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  statSync,
+  writeFileSync,
+} from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { expect, test } from '@jest/globals'
@@ -71,13 +81,24 @@ test('every dependency is pinned, and every entry of exports and bin exists', ()
     expect({ target, exists: existsSync(join(packageRoot, target)) }).toEqual({ target, exists: true })
 })
 
+/** The CUDA plug-in takes minutes: that of this project, if it is built, with the stamp that says what it was built from. */
+function takeCudaPlugin(to: string): boolean {
+  const [from, into] = [packageRoot, to].map(root => join(root, 'build/Release'))
+  if (!existsSync(join(from!, '.cuda-stamp'))) return false
+  mkdirSync(into!, { recursive: true })
+  for (const name of ['.cuda-stamp', 'cria_cuda.so', 'ptx_probe_cuda']) copyFileSync(join(from!, name), join(into!, name))
+  return true
+}
+
 test('packed with its prebuilt addon, installed without scripts, and used: ESM, CommonJS, types, command line', () => {
   const project = copyProject()
   const user = mkdtempSync(join(tmpdir(), 'cria-user-'))
   const run = (command: string, args: string[], cwd = user, more: NodeJS.ProcessEnv = {}) =>
     execFileSync(command, args, { cwd, encoding: 'utf8', stdio: ['ignore', 'pipe', 'pipe'], env: { ...process.env, ...more } })
   try {
+    const cuda = takeCudaPlugin(project)
     run('npm', ['pack', '--pack-destination', user], project) // runs prepack: builds, and makes the prebuilt addon
+    if (cuda) expect(existsSync(join(project, 'build/cuda'))).toBe(false) // not a second time
     const archive = join(user, `cria-${manifest.version}.tgz`)
     expect(statSync(archive).size).toBeLessThan(15e6)
     expect(existsSync(join(project, 'build/Release/cria.node'))).toBe(true) // who packs can go on working
@@ -87,7 +108,9 @@ test('packed with its prebuilt addon, installed without scripts, and used: ESM, 
     const installed = join(user, 'node_modules/cria')
     const prebuilt = join(installed, 'prebuilds', `${process.platform}-${process.arch}`)
     expect(existsSync(join(installed, 'build'))).toBe(false)
-    expect(existsSync(prebuilt)).toBe(true)
+    const libraries = readdirSync(prebuilt).map(name => name.replace(/\..*\.node$/, '.node'))
+    const plugins = existsSync(join(project, 'build/Release/cria_cuda.so')) ? ['cria_cuda.so'] : []
+    expect(libraries.sort()).toEqual(['cria.node', ...plugins])
 
     const use = `const llama = await Llama.load('demo', { device: 'cpu' })
       const { text } = await llama.generate('The old house', { maxTokens: 8, temperature: 0 })

@@ -57,7 +57,7 @@ for (const [tool, summary] of Object.entries(tools)) {
   }
   const ok = Number(errors) === 0 && status === 0 && ran > 0 && ran <= most
   failed ||= !ok
-  const what = `${ran} cases of ${ops.length} operations in ${seconds} s`
+  const what = `${ran} cases of ${ops.length} files in ${seconds} s`
   process.stdout.write(`${ok ? 'clean ' : 'FAILED'} ${tool.padEnd(9)} ${what}, ${errors} found, exit code ${status}\n`)
   if (!ok)
     process.stdout.write(

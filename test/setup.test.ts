@@ -123,16 +123,18 @@ describe('the CUDA plug-in', () => {
     })
   })
 
+  const tooOld = 'CUDA plug-in: not for a GPU of compute capability 7.5; cria needs 8.0 or newer'
   test('is not built where there is no GPU, or none that is new enough, unless for all', () => {
     const broken = 'echo NVIDIA-SMI has failed because it could not communicate with the NVIDIA driver; exit 9'
-    for (const tools of [{}, { 'nvidia-smi': broken }, { 'nvidia-smi': gpus('7.5') }])
+    for (const tools of [{}, { 'nvidia-smi': broken }])
       expect(ask('present', { nvcc: nvcc('13.0'), ...tools })).toEqual({ says: [], asked: [] })
+    expect(ask('present', { nvcc: nvcc('13.0'), 'nvidia-smi': gpus('7.5') })).toEqual({ says: [tooOld], asked: [] })
   })
 
   test('is built for the GPUs of this machine, or for all', () => {
     const built = (wish: string, tools: Tools) => ask(wish, { nvcc: nvcc('13.0'), ...tools })
     expect(built('present', { 'nvidia-smi': gpus('9.0') })).toEqual({ says: [], asked: ['90a'] })
-    expect(built('present', { 'nvidia-smi': gpus('8.6', '7.5', '9.0', '9.0') })).toEqual({ says: [], asked: ['86;90a'] })
+    expect(built('present', { 'nvidia-smi': gpus('8.6', '7.5', '9.0', '9.0') })).toEqual({ says: [tooOld], asked: ['86;90a'] })
     expect(built('all', {})).toEqual({ says: [], asked: ['80;86;89;90a;100;120'] })
     expect(readFileSync(join(project, 'build/Release/.cuda-stamp'), 'utf8')).toMatch(/^\w{64} 80 86 89 90a 100 120 \d+s$/)
     // All are there now: that of this machine is among them, and nothing is built again.

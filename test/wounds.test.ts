@@ -26,9 +26,10 @@ const users: Record<string, string> = {
   'linear.cu': '(linear|fuse)',
   'linear_sm90.cu': '(linear|fuse)',
   'linear_epilogue.cuh': '(linear|fuse)',
-  'attention_sm90.cu': 'attention',
-  'attention_ring.cuh': 'attention',
-  'attention_units.cuh': 'attention',
+  'attention.cu': '(attention|attention_edges)',
+  'attention_sm90.cu': '(attention|attention_edges)',
+  'attention_ring.cuh': '(attention|attention_edges)',
+  'attention_units.cuh': '(attention|attention_edges)',
   'sample_numbers.cuh': 'sample',
   'logit_slices.cuh': '(sample|logprobs)',
 }
@@ -66,7 +67,7 @@ function run(stem: string, settings: string): Promise<{ code: number | null; pri
 }
 
 describe('without', () => {
-  const timeout = 180_000 // five of them share the cores with other files
+  const timeout = 300_000 // five of them share the cores with other files
   const stems = [...new Set(all.map(({ stem }) => stem))]
   test.concurrent.each(stems)(
     'anything missing, the tests of %s pass',

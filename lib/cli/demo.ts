@@ -27,7 +27,7 @@ export function addDemo(program: Command, stop: Stop): void {
     .option('--prompt <text>', 'what it continues', 'Call me Ishmael. Some years ago')
     .option('--seed <n>', 'another seed, another story', seed, 14n)
     .option('--max-tokens <n>', 'most tokens to generate', whole(1), 128)
-    .option('--device <name>', "'auto' (the first GPU, else the CPU), 'cpu' or 'cuda:0' (default: auto)")
+    .option('--device <name>', "'auto' (the first GPU, else the CPU), 'cpu' or 'cuda:N' (default: auto)")
     .action((flags: Flags) => demo(flags, stop))
 }
 

@@ -22,7 +22,7 @@ export interface SamplingFlags {
 
 export function loadOptions(command: Command): Command {
   return command
-    .option('--device <name>', "'auto' (the first GPU, else the CPU), 'cpu' or 'cuda:0' (default: auto)")
+    .option('--device <name>', "'auto' (the first GPU, else the CPU), 'cpu' or 'cuda:N' (default: auto)")
     .option('--threads <n>', 'CPU threads (default: as many as the process may use)', whole(1, 1024))
     .option('--context <n>', "longest sequence in tokens; less takes less memory (default: the model's)", whole(1))
 }

@@ -30,7 +30,8 @@ struct Launches final : Graph {
 class HostRuntime final : public Runtime {
  public:
   explicit HostRuntime(Options options) : machine_(std::move(options)) {
-    chip_ = {concat("emulated threads, ", machine_.options().text()), machine_.options().arch, 4};
+    chip_ = {concat("emulated threads, ", machine_.options().text()), machine_.options().arch, machine_.options().sms,
+             machine_.options().most_shared()};
   }
   ~HostRuntime() override { close(); }
   const Chip& chip() const override { return chip_; }
@@ -91,6 +92,10 @@ class HostRuntime final : public Runtime {
     Machine recorder{Options{}};
     launches(Stream{&recorder});
     graph->list = recorder.take();
+    for (const Launch& l : graph->list)
+      if (l.shared > chip_.shared)
+        cria::fail("ERR_DEVICE_KERNEL", l.name, ": a block has ", l.shared, " bytes of shared memory, of ",
+                   chip_.shared, " that there are; CRIA_SIMT=", machine_.options().text(), " repeats it");
     for (const Launch& l : graph->list) graph->launched.push_back({place_of(l.kernel), l.grid, l.block, l.shared});
     return graph;
   }

@@ -18,32 +18,47 @@ const char* base_name(const char* path) {
 
 std::string Site::text() const { return concat(base_name(file), ":", line); }
 
+namespace {
+bool is_number(const std::string& text) {
+  return !text.empty() && text.size() < 19 && text.find_first_not_of("0123456789") == std::string::npos;
+}
+}  // namespace
+
 Options Options::parse(const std::string& text) {
   Options options;
   std::istringstream parts(text);
   for (std::string part; std::getline(parts, part, ',');) {
     const size_t equals = part.find('=');
     const std::string name = part.substr(0, equals), value = equals == std::string::npos ? "" : part.substr(equals + 1);
-    if (name == "seed" && !value.empty() && value.find_first_not_of("0123456789") == std::string::npos)
+    if (name == "seed" && is_number(value))
       options.seed = std::stoull(value);
     else if (name == "copies" && (value == "early" || value == "late"))
       options.late = value == "late";
-    else if (name == "arch" && (value == "80" || value == "90" || value == "120"))
+    else if (name == "arch" && std::set<std::string>{"80", "86", "89", "90", "100", "120"}.count(value))
       options.arch = std::stoi(value);
-    else if (name == "memory" && !value.empty() && value.find_first_not_of("0123456789") == std::string::npos)
+    else if (name == "sms" && is_number(value) && value.size() < 5 && std::stoi(value) > 0)
+      options.sms = std::stoi(value);
+    else if (name == "shared" && is_number(value))
+      options.shared = std::stoull(value);
+    else if (name == "memory" && is_number(value))
       options.memory = std::stod(value);
     else if (name == "wound" && value.find(':') != std::string::npos)
       options.wound = value;
     else
       cria::fail("ERR_DEVICE_OPTION", "CRIA_SIMT has ", part,
-                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, arch=90, arch=120, memory=BYTES or "
-                 "wound=FILE:LINE, with commas between");
+                 ", expected seed=NUMBER, copies=early, copies=late, arch=80, 86, 89, 90, 100 or 120, sms=1 to 9999, "
+                 "shared=BYTES, memory=BYTES or wound=FILE:LINE, with commas between");
   }
   return options;
 }
 std::string Options::text() const {
   return concat("seed=", seed, ",copies=", late ? "late" : "early", ",arch=", arch,
+                sms == Options{}.sms ? "" : concat(",sms=", sms), shared ? concat(",shared=", shared) : "",
                 wound.empty() ? "" : ",wound=" + wound);
+}
+
+size_t Options::most_shared() const {
+  return shared ? shared : size_t{arch == 80 ? 163u : arch == 90 || arch == 100 ? 227u : 99u} << 10;
 }
 
 Machine::~Machine() { abandon(); }

@@ -52,10 +52,13 @@ struct Options {
   uint64_t seed = 0;
   bool late = true;      // asynchronous copies land when somebody waits for them, not when they are issued
   int arch = 90;         // compute capability, times 10: which kernels are chosen
+  int sms = 4;           // multiprocessors: how work is cut, and blocks in a grid
+  size_t shared = 0;     // bytes of shared memory that a block can have; 0: what GPUs of `arch` give
   double memory = 64e9;  // bytes that the device says it has
   std::string wound;     // the site that does nothing
   static Options parse(const std::string& text);
   std::string text() const;
+  size_t most_shared() const;
 };
 
 struct Launch;

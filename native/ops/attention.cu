@@ -278,9 +278,9 @@ __global__ void __launch_bounds__(kThreads, 2) attention_kernel(Arguments op, Li
 
 }  // namespace
 
-size_t workspace(const Attention& op, const Chip&) {
+size_t workspace(const Attention& op, const Chip& chip) {
   const int64_t group = op.heads() / op.kv_heads();
-  return size_t(slots_of(op) * group * (op.head_dim() + 2)) * sizeof(float);
+  return size_t(slots_of(op, chip) * group * (op.head_dim() + 2)) * sizeof(float);
 }
 
 void supports(const Attention& op) {

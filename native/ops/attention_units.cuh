@@ -14,16 +14,16 @@
 namespace cria::CRIA_MACHINE {
 namespace {
 
-constexpr int kBlock = 64;    // keys at a time
-constexpr int kSplit = 256;   // keys
-constexpr int kSlots = 8192;  // (sequence, key/value head, split) with results of their own, at most
+constexpr int kBlock = 64;   // keys at a time
+constexpr int kSplit = 256;  // keys
+constexpr int kSlots = 64;   // a multiprocessor: (sequence, key/value head, split) with results of their own, at most
 
 inline int64_t splits_of(const Attention& op) {
   return (op.pageTable.dims[1] * op.page_size() + 1 + kSplit - 1) / kSplit;
 }
-inline int64_t slots_of(const Attention& op) {
-  const int64_t slots = op.kvLength.dims[0] * op.kv_heads() * splits_of(op);
-  return slots < kSlots ? slots : kSlots;
+inline int64_t slots_of(const Attention& op, const Chip& chip) {
+  const int64_t slots = op.kvLength.dims[0] * op.kv_heads() * splits_of(op), enough = int64_t{kSlots} * chip.sms;
+  return slots < enough ? slots : enough;
 }
 
 struct Arguments {
@@ -51,7 +51,7 @@ struct Arguments {
         pages(int(a.k.dims[0])),
         page_size(int(a.page_size())),
         max_pages(int(a.pageTable.dims[1])),
-        slots(int(slots_of(a))),
+        slots(int(slots_of(a, *gpu.chip))),
         scale(1.4426950408889634f / sqrtf(float(a.head_dim()))) {}
 };
 

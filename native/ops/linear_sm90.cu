@@ -19,9 +19,11 @@ namespace cria::CRIA_MACHINE {
 namespace {
 
 constexpr int kConsumers = 256;
-constexpr int kFew = 256;                        // tokens; more are many
-constexpr int kNormTokens = 8;                   // up to here every worker normalises x itself
-constexpr size_t kNormBytes = size_t{80} << 10;  // if it fits, and leaves room for a block of the next kernel
+constexpr int kFew = 256;       // tokens; more are many
+constexpr int kNormTokens = 8;  // up to here every worker normalises x itself
+// If x is no larger. With 4096 columns that leaves 98 KB of a multiprocessor for a block of the kernel that follows: a
+// linear has room (68 KB), attention with heads of 128 has none (101 KB) and begins when this block ends.
+constexpr size_t kNormBytes = size_t{80} << 10;
 static_assert(kConsumers == kNormThreads);
 
 // The producer is one warp; where sums take many registers it is a warpgroup, which gives the consumers its own.

@@ -13,7 +13,8 @@ __global__ void __launch_bounds__(kNormThreads)
   grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.x;
-  if (!is_live(live, row)) return;
+  const bool alive = guard(is_live(live, row));
+  if (!alive) return;
   x += row * dim;
   y += row * dim;
 

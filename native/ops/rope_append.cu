@@ -14,7 +14,8 @@ __global__ void __launch_bounds__(kThreads) rope_append_kernel(Rope op, const bf
   grid_wait();
   const int64_t row = blockIdx.x;
   const int half = op.dim / 2, heads = op.heads + 2 * op.kv_heads;
-  if (!is_live(live, row)) return;
+  const bool alive = guard(is_live(live, row));
+  if (!alive) return;
   for (int d = int(threadIdx.x); d < half; d += kThreads) op.angle(row, d, angles[d], angles[half + d]);
   sync_block();
   const bf16* x = qkv + row * heads * op.dim;

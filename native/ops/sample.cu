@@ -187,7 +187,8 @@ __global__ void __launch_bounds__(kMostThreads) sample_kernel(Sampling op, Live 
   grid_launch_dependents();
   grid_wait();
   const int64_t at = blockIdx.x / op.blocks;
-  if (!is_live(live, at)) return;
+  const bool alive = guard(is_live(live, at));
+  if (!alive) return;
   Row row{op.logits + at * op.vocab, op.vocab, op.slices};
   row.slices += at * row.count();
   const unsigned warp = threadIdx.x / 32, warps = blockDim.x / 32, part = blockIdx.x % op.blocks;

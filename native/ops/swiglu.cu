@@ -14,7 +14,8 @@ __global__ void __launch_bounds__(kThreads) swiglu_kernel(bf16* y, const bf16* g
   grid_launch_dependents();
   grid_wait();
   const int64_t row = blockIdx.y, d = (int64_t{blockIdx.x} * kThreads + threadIdx.x) * 8;
-  if (!is_live(live, row)) return;
+  const bool alive = guard(is_live(live, row));
+  if (!alive) return;
   const bool exists = guard(d < hidden);
   if (!exists) return;
   const auto gate = load<Bf16x8>(gate_up + row * 2 * hidden + d);

@@ -44,16 +44,17 @@ function fingerprint(...paths) {
 
 /**
  * Runs a step unless its stamp says that it has been done for these inputs, and at least these parts, and its result is there.
- * Stamps lie beside the results: whoever takes those elsewhere does not build again. The last word is how long it took.
+ * Stamps lie beside the results: whoever takes those elsewhere does not build again. The last word is how long it took, with
+ * a + where the step began with what an earlier one had left.
  */
 async function step(name, stamp, inputs, result, work, parts = []) {
   const key = fingerprint(...inputs)
   const [before, ...had] = existsSync(stamp) ? readFileSync(stamp, 'utf8').split(' ') : []
   if (existsSync(result) && before === key && parts.every(part => had.includes(part))) return
   const started = Date.now()
-  await work(name)
+  const rest = await work(name)
   mkdirSync(dirname(stamp), { recursive: true })
-  writeFileSync(stamp, [key, ...parts, `${Math.round((Date.now() - started) / 1000)}s`].join(' '))
+  writeFileSync(stamp, [key, ...parts, `${rest ? '+' : ''}${Math.round((Date.now() - started) / 1000)}s`].join(' '))
 }
 
 /** Runs a command with its output in a log file; one line of progress; the end of the log when it fails. */
@@ -188,6 +189,9 @@ function cudaArchitectures(wish) {
     process.stderr.write(`CUDA plug-in: not built for the GPU of this machine, ${why}; it takes nvcc 13 or newer\n`)
     return []
   }
+  const old = found.filter(cc => Number(cc) < 8)
+  if (old.length > 0)
+    process.stderr.write(`CUDA plug-in: not for a GPU of compute capability ${old.join(' or ')}; cria needs 8.0 or newer\n`)
   return [...new Set(found)].filter(cc => Number(cc) >= 8).map(cc => (cc === '9.0' ? '90a' : cc.replace('.', '')))
 }
 
@@ -201,10 +205,12 @@ if (architectures.length > 0) {
     ['native', 'CMakeLists.txt'],
     target,
     async () => {
+      const rest = existsSync(join('build', 'cuda', 'CMakeCache.txt'))
       const options = ['compile', '-O', 'build/cuda', `--CDCRIA_CUDA=${architectures.join(';')}`]
       await run('building the CUDA plug-in', process.execPath, [bin('cmake-js'), ...options], log, percent)
       for (const name of ['ptx_probe_cuda', 'cria_cuda.so'])
         copyFileSync(join('build', 'cuda', 'Release', name), join('build', 'Release', name))
+      return rest
     },
     architectures,
   )

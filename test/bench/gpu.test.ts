@@ -4,6 +4,7 @@ import { mkdtempSync, readdirSync, readFileSync, rmSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { afterAll, expect, test } from '@jest/globals'
+import { marksOf } from '../../bench/gpu_run.ts'
 import { serialRoofline } from '../../bench/steps.ts'
 import { builtinConfigs } from '../../lib/config.ts'
 import { devices } from '../../lib/native.ts'
@@ -78,6 +79,25 @@ test('without a GPU, or with a shape that is none, it is one sentence', () => {
   if (devices().some(({ device, available }) => device.startsWith('cuda:') && available)) return
   expect(run([])).toMatchObject({ status: 1, stdout: '', stderr: expect.stringMatching(/^There is no GPU to measure: .*\.\n$/) })
   expect(run(['--device', 'cuda:7'])).toMatchObject({ status: 1, stderr: 'cuda:7 cannot be measured: there is no such GPU.\n' })
+})
+
+test.each(['machine', 'decode'])('bench:%s: an error is one sentence', name => {
+  const args = [join(packageRoot, `dist/bench/${name}.js`), '--device', 'cuda:77']
+  const { status, stdout, stderr } = spawnSync(process.execPath, args, { encoding: 'utf8' })
+  expect({ status, stdout, stderr }).toEqual({ status: 1, stdout: '', stderr: expect.stringMatching(/^device cuda:77: .*\n$/) })
+})
+
+test('marks: those that were measured, and whether they are met', () => {
+  const decode = [
+    { batch: 1, context: 64, share_of_copy: 0.81, share_of_serial_roofline_copy: 0.1 },
+    { batch: 64, context: 64, share_of_copy: 0.1, share_of_serial_roofline_copy: 0.9 },
+    { batch: 64, context: 1024, share_of_copy: 0.9, share_of_serial_roofline_copy: 0.59 },
+  ]
+  expect(marksOf(decode, [{ tokens: 2048, share_of_matmul: 0.7 }])).toEqual([
+    expect.objectContaining({ wanted: 0.8, share: 0.81, met: 'yes' }),
+    expect.objectContaining({ wanted: 0.6, share: 0.59, met: 'no' }),
+  ])
+  expect(marksOf([], [{ tokens: 8192, share_of_matmul: 0.5 }])).toMatchObject([{ wanted: 0.5, share: 0.5, met: 'yes' }])
 })
 
 test('the serial roofline is the one of DESIGN: 64 sequences of 1024 tokens on an H200', () => {

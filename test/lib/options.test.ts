@@ -162,7 +162,7 @@ describe('load', () => {
     ...table('threads', [...notWhole, 1025], 'RANGE', 'a whole number from 1 to 1024'),
     ...table('maxSequences', [...notWhole, 4097], 'RANGE', 'a whole number from 1 to 4096'),
     ...table('kvCacheTokens', [...notWhole, 2 ** 31], 'RANGE', `a whole number from 1 to ${2 ** 30}`),
-    ...table('device', [0, null, {}, ['cpu']], 'TYPE', "'auto', 'cpu' or 'cuda:0'"),
+    ...table('device', [0, null, {}, ['cpu']], 'TYPE', "'auto', 'cpu' or 'cuda:N'"),
     ...table('activations', ['f16', 'F32', 32, null], 'TYPE', "'bf16' or 'f32'"),
     ...table('onProgress', ['x', 1, {}, null], 'TYPE', 'a function'),
     ...table('signal', signals, 'TYPE', 'an AbortSignal'),

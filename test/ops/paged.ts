@@ -40,13 +40,13 @@ export interface Pages {
   readonly table: readonly (readonly number[])[]
 }
 
-/** Pages in a random order, with some that nobody owns. */
-export function deal(random: Random, lengths: readonly number[], pageSize: number, shuffle = true): Pages {
+/** Pages in a random order, with some that nobody owns. spare: columns of the table after those of the longest sequence. */
+export function deal(random: Random, lengths: readonly number[], pageSize: number, shuffle = true, spare = 1): Pages {
   const counts = lengths.map(length => ceil(length / pageSize))
   const owned = counts.reduce((a, b) => a + b, 0)
   const free = [...Array(owned + 3).keys()]
   const order = shuffle ? random.shuffled(free) : free
-  const most = counts.reduce((a, b) => max(a, b), 0) + 1
+  const most = counts.reduce((a, b) => max(a, b), 0) + spare
   let next = 0
   const table = counts.map(count => {
     const mine = order.slice(next, next + count)
