@@ -1,26 +1,58 @@
-/** Which sequences run in the next step. Pure: it knows tokens and pages, and touches no tensor. */
-import type { Pages } from './pages.ts'
+/** Which tokens of which sequences the next step computes, and in which pages. Pure: it touches no tensor. */
+import { before, Line } from './line.ts'
+import { noPage, type Pages } from './pages.ts'
 import type { Sequence } from './sequence.ts'
 
 export interface SchedulerLimits {
   /** Sequences in one step. */
   readonly maxSequences: number
-  /** Tokens in one step; at least as many as the longest prompt has. */
+  /** Tokens in one step; at least maxSequences, so that a prompt goes on whatever else runs. */
   readonly maxBatchTokens: number
+  /** Whether sequences may begin with what is in the cache. */
+  readonly prefixCache: boolean
 }
 
-/** What one step computes: the pending tokens of each sequence, in this order. */
-export type Batch = readonly Sequence[]
+/** Rows of a step through the head, besides one of each sequence: 128 rows of logits x 128256 x 4 bytes are 66 MB. */
+export const mostMoreRows = 128
+/** Guesses of one sequence in a step. */
+export const mostGuesses = 16
+/** A sequence of priority p goes before those of priority 0 that arrived at most p times so many sequences earlier. */
+const overtakes = 64
+
+/** What a step computes of one sequence: the tokens at the positions [from, to). */
+export interface Work {
+  readonly sequence: Sequence
+  readonly epoch: number
+  readonly from: number
+  readonly to: number
+  /** Guessed tokens, the last ones of these. */
+  readonly guesses: readonly number[]
+  /** How many rows, the last ones of these, go through the head. */
+  readonly rows: number
+  /** Whether a new token comes out of the last rows. */
+  readonly samples: boolean
+}
+
+export interface Batch {
+  readonly work: readonly Work[]
+  /** Pages to copy before the step, from[i] to to[i]. */
+  readonly copies: { readonly from: readonly number[]; readonly to: readonly number[] }
+}
 
 /**
- * First come, first served. A sequence starts when all the pages that it can ever need are free, so a running one never
- * has to wait; it gives them back when it is removed.
+ * Sequences have one order for everything: who arrived first, corrected by priority. In this order they get their share
+ * of a step, one token each where they generate and of the rest as much of their prompts as there is room for. Who finds
+ * no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
+ * bounded, everybody becomes the first at some time.
  */
 export class Scheduler {
   readonly #pages: Pages
   readonly #limits: SchedulerLimits
-  readonly #waiting = new Set<Sequence>()
-  readonly #running = new Set<Sequence>()
+  readonly #waiting = new Line()
+  readonly #running = new Line()
+  #arrived = 0
+  #preemptions = 0
+  #hits = 0
 
   constructor(pages: Pages, limits: SchedulerLimits) {
     this.#pages = pages
@@ -35,40 +67,276 @@ export class Scheduler {
     return this.#running.size
   }
 
+  /** Times that a sequence has lost its pages. */
+  get preemptions(): number {
+    return this.#preemptions
+  }
+
+  /** Tokens that were in the cache when a sequence started. */
+  get hits(): number {
+    return this.#hits
+  }
+
   /** Pages that a sequence takes at most. The last token generated is never fed back, so it needs no place. */
   pagesFor(promptLength: number, maxTokens: number): number {
     return this.#pages.needed(promptLength + maxTokens - 1)
   }
 
+  /** A sequence of which pagesFor() is at most the pages that there are. */
   add(sequence: Sequence): void {
+    sequence.arrival = this.#arrived++
+    sequence.order = sequence.arrival - (sequence.options.priority ?? 0) * overtakes
     this.#waiting.add(sequence)
   }
 
   /** Ends a sequence in any state; its pages are free for the next step. */
   remove(sequence: Sequence): void {
-    this.#waiting.delete(sequence)
-    if (!this.#running.delete(sequence)) return
-    this.#pages.release(sequence.pages)
-    sequence.pages = []
+    sequence.ended = true
+    if (this.#running.remove(sequence)) this.#drop(sequence)
+    else this.#waiting.remove(sequence)
+  }
+
+  /** How many have arrived: the arrival of the next one. */
+  get arrived(): number {
+    return this.#arrived
+  }
+
+  /** Whether somebody waits who arrived before that. */
+  waitsSince(arrival: number): boolean {
+    for (let w = 0; w < this.#waiting.size; w++) if (this.#waiting.at(w)!.arrival < arrival) return true
+    return false
+  }
+
+  /** The next step, as if it were enqueued. Of those who wait only who arrived before `until` may start. */
+  schedule(until = Number.POSITIVE_INFINITY): Batch {
+    let admit = true
+    const batch = new Planned(this.#limits.maxBatchTokens)
+    for (let r = 0; r < this.#running.size; r++) if (generates(this.#running.at(r)!)) batch.reserved++
+    const preempted = this.#preemptions
+    for (let r = 0, w = 0; ; ) {
+      const running = this.#running.at(r)
+      const waiting = admit && this.#preemptions === preempted ? this.#waiting.at(w) : undefined
+      if (running && !(waiting && before(waiting, running))) {
+        r++
+        if (generates(running)) batch.reserved--
+        this.#plan(running, batch)
+      } else if (!waiting) {
+        return batch
+      } else if (waiting.arrival >= until || waitsForLeader(waiting)) {
+        w++
+      } else if (this.#admit(waiting, batch)) {
+        r++ // it runs now, at this place
+        this.#plan(waiting, batch)
+      } else {
+        admit = false // nobody overtakes the first who waits
+      }
+    }
   }
 
   /**
-   * The next step: everyone who runs, then (with admit) those who wait, in order, as far as tokens, sequences and pages
-   * allow.
+   * The step with this work has run and its samples are read: ids of the work's rows. Gives the tokens that are new: one,
+   * or with guesses those that came true and one; none in the middle of a prompt.
    */
-  schedule(admit = true): Batch {
-    let tokens = 0
-    for (const sequence of this.#running) tokens += sequence.pending
-    for (const sequence of admit ? this.#waiting : []) {
-      if (this.#running.size >= this.#limits.maxSequences) break
-      if (tokens + sequence.pending > this.#limits.maxBatchTokens) break
-      const pages = this.#pages.take(this.pagesFor(sequence.promptLength, sequence.maxTokens))
-      if (!pages) break
-      sequence.pages = pages
-      tokens += sequence.pending
-      this.#waiting.delete(sequence)
-      this.#running.add(sequence)
+  settle(work: Work, ids: ArrayLike<number>): readonly number[] {
+    const { sequence, guesses } = work
+    const tokens: number[] = []
+    if (work.samples) {
+      const first = work.rows - 1 - guesses.length
+      do tokens.push(ids[first + tokens.length]!)
+      while (tokens.at(-1) === guesses[tokens.length - 1])
+      sequence.ahead--
+      sequence.tokens.push(...tokens)
     }
-    return [...this.#running]
+    if (work.epoch !== sequence.epoch) return tokens
+    if (tokens.length > 1) sequence.computed += tokens.length - 1
+    sequence.settled = work.samples ? sequence.tokens.length - 1 : work.to
+    if (this.#limits.prefixCache) this.#publish(sequence)
+    return tokens
+  }
+
+  /** Others may use the pages that are full. */
+  #publish(sequence: Sequence): void {
+    const { size } = this.#pages
+    const { pages, tokens, settled } = sequence
+    for (let i = sequence.published; (i + 1) * size <= settled; i++) {
+      const page = this.#pages.publish(pages[i]!, i === 0 ? noPage : pages[i - 1]!, tokens, i * size)
+      if (page !== pages[i]) sequence.version++
+      pages[i] = page
+      sequence.published = i + 1
+    }
+  }
+
+  /** Gives a waiting sequence what it needs to run: a place, and pages for all its tokens. */
+  #admit(sequence: Sequence, batch: Planned): boolean {
+    const place = this.#running.size < this.#limits.maxSequences
+    const freed = !place && generates(this.#running.last!) ? 1 : 0 // by the one whose place it takes
+    if (batch.room + freed < 1 || (!place && !this.#preempt(sequence, batch))) return false
+    this.#adopt(sequence)
+    const more = this.#pages.needed(sequence.length) - sequence.pages.length
+    // And a page for each that runs: else the next one to fill its own would take those of this one again.
+    const needed = () => more + (this.#mustCopy(sequence) ? 1 : 0) + this.#running.size
+    while (this.#pages.available < needed()) {
+      if (this.#preempt(sequence, batch)) continue
+      this.#drop(sequence)
+      return false
+    }
+    this.#hits += sequence.computed
+    sequence.pages.push(...this.#pages.take(more)!)
+    sequence.version++
+    this.#waiting.remove(sequence)
+    this.#running.add(sequence)
+    return true
+  }
+
+  /** Begins with pages in which its first tokens are; it needs a row of the last one, so that is computed in any case. */
+  #adopt(sequence: Sequence): void {
+    const { tokens, promptLength, options } = sequence
+    const { size } = this.#pages
+    if (options.scoresPrompt) return
+    if (options.leader && options.leader.settled >= promptLength) {
+      sequence.pages = options.leader.pages.slice(0, this.#pages.needed(promptLength))
+      this.#pages.retain(sequence.pages)
+      sequence.computed = promptLength - 1
+    } else if (this.#limits.prefixCache) {
+      sequence.pages = this.#pages.find(tokens)
+      sequence.computed = Math.min(sequence.pages.length * size, sequence.length - 1)
+      sequence.published = sequence.pages.length
+    }
+    sequence.settled = sequence.computed
+  }
+
+  /** A share of the step for a sequence that runs. */
+  #plan(sequence: Sequence, batch: Planned): void {
+    const { ready, scoresPrompt, guess } = sequence.options
+    if (!goesOn(sequence)) return
+    const scored = scoresPrompt && sequence.computed < sequence.promptLength
+    const most = Math.min(sequence.pending, batch.room, scored ? 1 + batch.moreRows : sequence.pending)
+    if (most < 1) return
+    const from = sequence.computed
+    const to = from + most
+    const samples = to === sequence.length
+    if (samples && ready?.() === false) return
+    if (!this.#makeWritable(sequence, to, batch)) return
+    const guesses = samples && guess && most === 1 ? this.#guess(sequence, guess, Math.min(batch.room - 1, batch.moreRows)) : []
+    batch.add({
+      sequence,
+      epoch: sequence.epoch,
+      from,
+      to: to + guesses.length,
+      guesses,
+      rows: (scored ? most : samples ? 1 : 0) + guesses.length,
+      samples,
+    })
+    sequence.computed = to
+    if (samples) sequence.ahead++
+  }
+
+  /** Pages of its own for [computed, to). */
+  #makeWritable(sequence: Sequence, to: number, batch: Planned): boolean {
+    const copied = () => (this.#mustCopy(sequence) ? 1 : 0)
+    const more = () => Math.max(0, this.#pages.needed(to) - sequence.pages.length) + copied()
+    while (this.#pages.available < more()) if (!this.#preempt(sequence, batch)) return false
+    const at = Math.floor(sequence.computed / this.#pages.size)
+    if (copied()) {
+      const [own] = this.#pages.take(1)!
+      const shared = sequence.pages[at]!
+      batch.copy(shared, own!)
+      sequence.pages[at] = own!
+      sequence.version++
+      this.#pages.release([shared])
+      sequence.published = Math.min(sequence.published, at)
+    } else if (at >= sequence.published && at < sequence.pages.length) {
+      this.#pages.forget(sequence.pages[at]!) // a leader that is gone had filled it with tokens of its own
+    }
+    this.#grow(sequence, to)
+    return true
+  }
+
+  /** Whether the next token goes into a page that others use, too. */
+  #mustCopy({ computed, pages }: Sequence): boolean {
+    const page = pages[Math.floor(computed / this.#pages.size)]
+    return page !== undefined && this.#pages.isShared(page)
+  }
+
+  /** As many guesses as there is room for, in pages that nobody misses. */
+  #guess(sequence: Sequence, guess: NonNullable<Sequence['options']['guess']>, room: number): readonly number[] {
+    const { size, available } = this.#pages
+    const places = (sequence.pages.length + available - this.#running.size) * size - sequence.length
+    const most = Math.min(room, places, sequence.maxTokens - sequence.generated - 1)
+    if (most < 1) return []
+    const guesses = guess(sequence.tokens).slice(0, most)
+    this.#grow(sequence, sequence.length + guesses.length)
+    return guesses
+  }
+
+  /** Pages for so many tokens, which there are. */
+  #grow(sequence: Sequence, tokens: number): void {
+    const more = this.#pages.needed(tokens) - sequence.pages.length
+    if (more <= 0) return
+    sequence.pages.push(...this.#pages.take(more)!)
+    sequence.version++
+  }
+
+  /** Takes the place and the pages of the last one in order; false if it is not after this one. */
+  #preempt(sequence: Sequence, batch: Planned): boolean {
+    const { last } = this.#running
+    if (!last || last === sequence || before(last, sequence)) return false
+    this.#preemptions++
+    this.#running.remove(last)
+    if (generates(last)) batch.reserved--
+    this.#drop(last)
+    this.#waiting.add(last)
+    return true
+  }
+
+  #drop(sequence: Sequence): void {
+    this.#pages.release(sequence.pages)
+    sequence.pages = []
+    sequence.version++
+    sequence.published = 0
+    sequence.computed = 0
+    sequence.settled = 0
+    sequence.epoch++
+  }
+}
+
+/** Whether it needs one token of a step, which is kept for it. */
+const generates = (sequence: Sequence) => sequence.pending === 1 && goesOn(sequence)
+/** Not if its last token is on its way, nor if it needs the one that is. */
+const goesOn = ({ generated, ahead, maxTokens, options: { lockstep, guess } }: Sequence) =>
+  generated + ahead < maxTokens && !(ahead > 0 && (lockstep || guess))
+/** Its prompt is being computed, or will be, by another one. */
+function waitsForLeader({ options: { leader } }: Sequence): boolean {
+  return leader !== undefined && !leader.ended && leader.generated === 0
+}
+
+/** A step in the making. */
+class Planned implements Batch {
+  readonly work: Work[] = []
+  readonly copies: { from: number[]; to: number[] } = { from: [], to: [] }
+  /** Tokens kept for sequences that generate and have not had their turn. */
+  reserved = 0
+  /** Rows through the head that there is room for, besides one of each sequence. */
+  moreRows = mostMoreRows
+  #left: number
+
+  constructor(tokens: number) {
+    this.#left = tokens
+  }
+
+  /** Tokens that are left for whoever has his turn. */
+  get room(): number {
+    return this.#left - this.reserved
+  }
+
+  add(work: Work): void {
+    this.work.push(work)
+    this.#left -= work.to - work.from
+    this.moreRows -= Math.max(0, work.rows - 1)
+  }
+
+  copy(from: number, to: number): void {
+    this.copies.from.push(from)
+    this.copies.to.push(to)
   }
 }
