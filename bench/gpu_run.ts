@@ -194,8 +194,8 @@ async function stepOnDevice(
   batch: number,
   context: number,
 ): Promise<number> {
-  const limits = { maxSequences: batch, maxPages: Math.ceil(context / pageSize) }
-  const { buffers, program } = new Programs(device, model, layers, limits).generation(batch)
+  const limits = { maxSequences: batch, maxPages: Math.ceil(context / pageSize), maxRows: batch }
+  const { buffers, program } = new Programs(device, model, layers, limits).generation({ tokens: batch })
   buffers.writeBatch(batchOf(config, batch, context, 1), pageSize)
   try {
     return await replayed(device, program)

@@ -1,6 +1,7 @@
 /** Random operands for benchmarks: zeros would need less power, and be faster. */
 import type { BF16, Device, F32, I32, KvLayer, U32, Weight } from '../binding.d.ts'
 import type { LlamaConfig } from '../lib/config.ts'
+import type { Work } from '../lib/scheduler.ts'
 import { Sequence } from '../lib/sequence.ts'
 import { StepBuffers } from '../lib/step.ts'
 import { promptOf } from './harness.ts'
@@ -135,15 +136,21 @@ export class Inputs {
 }
 
 /** Sequences of `length` tokens with pages of their own, whose last `pending` tokens are to be computed. */
-export function batchOf(config: LlamaConfig, sequences: number, length: number, pending: number): Sequence[] {
+export function batchOf(config: LlamaConfig, sequences: number, length: number, pending: number): Work[] {
   const greedy = { temperature: 0, topP: 1, topK: 0, minP: 0, seed: [0, 0] as const }
   const pages = Math.ceil(length / pageSize)
   return Array.from({ length: sequences }, (_, i) => {
     const sequence = new Sequence(promptOf(length, config.vocab, i), 1, greedy)
     sequence.computed = length - pending
     sequence.pages = Array.from({ length: pages }, (__, page) => i * pages + page)
-    return sequence
+    return workOf(sequence)
   })
+}
+
+/** All that is pending of a sequence, in one step. */
+export function workOf(sequence: Sequence): Work {
+  const { epoch, computed, length } = sequence
+  return { sequence, epoch, from: computed, to: length, guesses: [], rows: 1, samples: true }
 }
 
 export const product = (axes: readonly number[]): number => axes.reduce((a, b) => a * b, 1)

@@ -5,6 +5,7 @@ import { Programs } from '../lib/programs.ts'
 import { Sequence } from '../lib/sequence.ts'
 import { randomModel } from '../lib/weights.ts'
 import { benchOptions, median, report } from './harness.ts'
+import { workOf } from './inputs.ts'
 
 const options = benchOptions({ prompt: 1, decode: 1, repeat: 7 })
 const { config } = options
@@ -20,9 +21,11 @@ const times = { record: [] as number[], write: [] as number[], run: [] as number
 let commands = 0
 for (let i = 0; i < options.repeat; i++) {
   const begin = performance.now()
-  const { buffers, program } = new Programs(device, model, kv, { maxSequences: 1, maxPages: 1 }).generation(1)
+  const { buffers, program } = new Programs(device, model, kv, { maxSequences: 1, maxPages: 1, maxRows: 1 }).generation({
+    tokens: 1,
+  })
   const recorded = performance.now()
-  buffers.writeBatch([sequence], 16)
+  buffers.writeBatch([workOf(sequence)], 16)
   const written = performance.now()
   program.run()
   times.run.push(performance.now() - written)

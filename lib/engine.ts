@@ -1,11 +1,13 @@
-/** The loop: schedule -> write the step -> run -> read the tokens -> settle. One step after the other while there is work. */
+/** The loop: schedule -> write the step -> run -> read the tokens of the step before -> settle them. */
 import type { Device, KvLayer } from '../binding.d.ts'
 import type { LlamaConfig } from './config.ts'
-import { ClosedError, InputError, NumericError } from './errors.ts'
+import { BusyError, ClosedError, InputError, NumericError } from './errors.ts'
 import { Pages } from './pages.ts'
 import { Programs } from './programs.ts'
-import { type Batch, Scheduler } from './scheduler.ts'
+import { type Results, readResults, sizeOf, type TokenLogprob, topOf } from './results.ts'
+import { type Batch, mostMoreRows, Scheduler, type Work } from './scheduler.ts'
 import type { FinishReason, Sequence } from './sequence.ts'
+import type { StepBuffers } from './step.ts'
 import type { Model } from './weights.ts'
 
 export interface EngineLimits {
@@ -13,19 +15,30 @@ export interface EngineLimits {
   readonly context: number
   /** Sequences in one step. */
   readonly maxSequences: number
-  /** Tokens in one step; at least the context. */
+  /** Tokens in one step; at least maxSequences. */
   readonly maxBatchTokens: number
+  /** Sequences that wait; more are refused. */
+  readonly maxQueue: number
   /** Tokens of a page. */
   readonly pageSize: number
   /** Pages of the key/value cache. */
   readonly pages: number
+  /** Whether sequences may begin with what is in the cache. */
+  readonly prefixCache: boolean
+  /** Whether a step is prepared while the one before it runs. */
+  readonly pipeline: boolean
 }
 
 /** A sequence in the engine and who wants to hear of it. Exactly one of end and fail is called, once, and then nothing more. */
 export interface Job {
   readonly sequence: Sequence
-  /** Takes a token and its log-probability; returns why the sequence ends here, or undefined to go on. */
-  token(id: number, logprob: number): FinishReason | undefined
+  /**
+   * Takes a token, its log-probability, and the most probable ones if they were asked for; returns why the sequence ends
+   * here, or undefined to go on.
+   */
+  token(id: number, logprob: number, top: readonly TokenLogprob[]): FinishReason | undefined
+  /** Takes the log-probability of a token of the prompt, and the most probable ones there. */
+  scored?(position: number, logprob: number, top: readonly TokenLogprob[]): void
   end(reason: FinishReason): void
   fail(error: Error): void
 }
@@ -35,19 +48,38 @@ export interface EngineStats {
   /** Sequences in the step, and in the queue for it. */
   readonly running: number
   readonly waiting: number
-  /** Pages of the key/value cache. */
-  readonly pages: { readonly total: number; readonly free: number; readonly size: number }
-  /** Prompt tokens computed and tokens generated since load. */
+  /** Pages of the key/value cache: in use, free, and cached: in nobody's use, but with content that may be wanted again. */
+  readonly pages: {
+    readonly total: number
+    readonly used: number
+    readonly cached: number
+    readonly free: number
+    readonly size: number
+  }
+  /** Prompt tokens taken in, tokens found in the cache when a sequence started, tokens generated. */
   readonly promptTokens: number
+  readonly cachedTokens: number
   readonly generatedTokens: number
-  /** Steps since load, and the time they took in all, in milliseconds. */
+  /** Times that a sequence had to give up its pages and start again. */
+  readonly preemptions: number
+  /** Steps that have run, the time with a step under way, and the host's part of it, in milliseconds. */
   readonly steps: number
   readonly stepMilliseconds: number
+  readonly hostMilliseconds: number
+}
+
+/** A step that is enqueued. */
+interface Flight {
+  readonly work: readonly Work[]
+  /** Of the rows that went through the head. */
+  readonly results: Promise<Results>
 }
 
 /** An evaluation that waits for pages. */
 interface Waiting {
   readonly pages: number
+  /** Sequences that arrived before it go first. */
+  readonly arrival: number
   take(pages: number[]): void
   fail(error: unknown): void
 }
@@ -66,7 +98,8 @@ export class Engine {
   readonly #kv: readonly KvLayer[]
   readonly #jobs = new Map<Sequence, Job>()
   readonly #evaluations = new Set<Waiting>()
-  readonly #counts = { promptTokens: 0, generatedTokens: 0, steps: 0, stepMilliseconds: 0 }
+  readonly #counts = { promptTokens: 0, generatedTokens: 0, steps: 0, stepMilliseconds: 0, hostMilliseconds: 0 }
+  readonly #limits: EngineLimits
   #looping = false
   #wake: (() => void) | undefined
   #failure: Error | undefined
@@ -81,28 +114,48 @@ export class Engine {
     this.#pages = new Pages(limits.pages, limits.pageSize)
     this.#scheduler = new Scheduler(this.#pages, limits)
     const maxPages = Math.min(limits.pages, this.#pages.needed(limits.context))
-    this.#programs = new Programs(device, model, this.#kv, { maxSequences: limits.maxSequences, maxPages })
+    const maxRows = limits.maxSequences + mostMoreRows
+    this.#programs = new Programs(device, model, this.#kv, { maxSequences: limits.maxSequences, maxPages, maxRows })
+    this.#limits = limits
+  }
+
+  /**
+   * Records the programs that every answer needs, so that no step has to: for one token up to all sequences, and for a
+   * full step. @throws DeviceError ERR_OUT_OF_MEMORY
+   */
+  warmUp(): void {
+    for (let tokens = 1; tokens < this.#limits.maxSequences; tokens *= 2) this.#programs.generation({ tokens })
+    this.#programs.generation({ tokens: this.#limits.maxSequences })
+    this.#programs.generation({ tokens: this.#limits.maxBatchTokens })
   }
 
   get stats(): EngineStats {
-    const { running, waiting } = this.#scheduler
+    const { running, waiting, preemptions, hits } = this.#scheduler
+    const { count, available, idle, size } = this.#pages
     return {
       running,
       waiting,
-      pages: { total: this.#pages.count, free: this.#pages.free, size: this.#pages.size },
+      pages: { total: count, used: count - available, cached: idle, free: available - idle, size },
+      cachedTokens: hits,
+      preemptions,
       ...this.#counts,
     }
   }
 
   /**
    * Takes a job in; it runs in the next step that has room.
-   * @throws InputError ERR_OPTION_KV_CACHE: the cache can never hold it; DeviceError, ClosedError: the engine has ended
+   * @throws InputError ERR_OPTION_KV_CACHE: the cache can never hold it; BusyError ERR_BUSY: too many wait; DeviceError,
+   *   ClosedError: the engine has ended
    */
   submit(job: Job): void {
     if (this.#failure) throw this.#failure
     const { promptLength, maxTokens } = job.sequence
     this.#refuseTooLarge(this.#scheduler.pagesFor(promptLength, maxTokens), `${promptLength} + ${maxTokens} tokens`)
+    if (this.#scheduler.waiting >= this.#limits.maxQueue) {
+      throw busy(this.#limits.maxQueue)
+    }
     this.#jobs.set(job.sequence, job)
+    this.#counts.promptTokens += promptLength
     this.#scheduler.add(job.sequence)
     this.#start()
   }
@@ -110,6 +163,11 @@ export class Engine {
   /** Ends a job now, whatever state it is in; its pages are free for the next step. */
   abort(sequence: Sequence): void {
     this.#finish(sequence)?.end('abort')
+  }
+
+  /** Ends a job with an error of its own. */
+  fail(sequence: Sequence, error: Error): void {
+    this.#finish(sequence)?.fail(error)
   }
 
   /**
@@ -159,14 +217,15 @@ export class Engine {
     throw new InputError('ERR_OPTION_KV_CACHE', `${what} never fit into a key/value cache of ${size} tokens; ${way}`)
   }
 
-  /** Waits, first come, first served, and before any sequence that has not started. */
+  /** Waits, first come, first served, also among sequences that have not started. */
   async #takePages(pages: number, signal: AbortSignal | undefined): Promise<number[]> {
     if (this.#failure) throw this.#failure
     signal?.throwIfAborted()
+    if (this.#evaluations.size >= this.#limits.maxQueue) throw busy(this.#limits.maxQueue)
     let stop!: () => void
     try {
       return await new Promise<number[]>((take, fail) => {
-        const waiting = { pages, take, fail }
+        const waiting = { pages, arrival: this.#scheduler.arrived, take, fail }
         stop = () => {
           this.#evaluations.delete(waiting)
           fail(signal!.reason)
@@ -184,11 +243,16 @@ export class Engine {
   /** Pages may be free: whoever waits for them may go on. */
   #released(): void {
     for (const waiting of this.#evaluations) {
-      const pages = this.#pages.take(waiting.pages)
+      const pages = this.#scheduler.waitsSince(waiting.arrival) ? undefined : this.#pages.take(waiting.pages)
       if (!pages) break
       this.#evaluations.delete(waiting)
       waiting.take(pages)
     }
+    this.#wake?.()
+  }
+
+  /** A sequence may be ready() now. */
+  wake(): void {
     this.#wake?.()
   }
 
@@ -202,13 +266,24 @@ export class Engine {
 
   async #loop(): Promise<void> {
     try {
-      while (this.#jobs.size > 0) {
-        const batch = this.#scheduler.schedule(this.#evaluations.size === 0)
-        if (batch.length > 0) await this.#step(batch)
-        else
-          await new Promise<void>(resolve => {
-            this.#wake = resolve
-          })
+      let flight: Flight | undefined
+      while (this.#jobs.size > 0 || flight) {
+        const began = performance.now()
+        if (flight?.work.some(needsToken)) {
+          await this.#settle(flight)
+          flight = undefined
+          continue
+        }
+        const [first] = this.#evaluations
+        const batch = this.#scheduler.schedule(first?.arrival)
+        const next = batch.work.length > 0 ? this.#enqueue(batch) : undefined
+        const enqueued = performance.now()
+        if (next && !this.#limits.pipeline) await this.#settle(next)
+        else if (flight) await this.#settle(flight)
+        else if (batch.work.length === 0) await this.#woken()
+        if (flight || next) this.#counts.stepMilliseconds += performance.now() - began
+        this.#counts.hostMilliseconds += enqueued - began
+        flight = this.#limits.pipeline ? next : undefined
       }
     } catch (error) {
       this.close(error as Error)
@@ -217,45 +292,91 @@ export class Engine {
     }
   }
 
-  async #step(batch: Batch): Promise<void> {
-    const started = performance.now()
-    const tokens = batch.reduce((sum, sequence) => sum + sequence.pending, 0)
-    const { buffers, program } = this.#programs.generation(tokens)
-    buffers.writeBatch(batch, this.#pages.size)
-    program.run()
-    const { ids, logprobs, status } = program.outputs
-    const [id, logprob, failed] = await Promise.all([
-      this.#device.read(ids, new Int32Array(batch.length)),
-      this.#device.read(logprobs, new Float32Array(batch.length)),
-      this.#device.read(status, new Int32Array(batch.length)),
-    ])
-    this.#counts.steps++
-    this.#counts.stepMilliseconds += performance.now() - started
-    for (const [s, sequence] of batch.entries()) {
-      if (sequence.generated === 0) this.#counts.promptTokens += sequence.promptLength
-      if (this.#jobs.has(sequence)) this.#settle(sequence, id[s]!, logprob[s]!, failed[s] !== 0)
+  /** Until pages or jobs come. */
+  #woken(): Promise<void> {
+    return new Promise<void>(resolve => {
+      this.#wake = resolve
+    })
+  }
+
+  #enqueue({ work, copies }: Batch): Flight | undefined {
+    const size = sizeOf(work)
+    let buffers: StepBuffers | undefined
+    try {
+      if (copies.from.length > 0) this.#device.copyPages(this.#kv, Int32Array.from(copies.from), Int32Array.from(copies.to))
+      const recorded = this.#programs.generation(size)
+      buffers = recorded.buffers
+      buffers.writeBatch(work, this.#pages.size)
+      recorded.program.run()
+      const results = readResults(this.#device, recorded.program.outputs, size)
+      results.catch(() => {}) // whoever waits for the step hears of it
+      return { work, results }
+    } catch (error) {
+      // The step was not enqueued, so nothing of it is in the cache: its sequences cannot go on, others can.
+      buffers?.forget()
+      for (const { sequence } of work) this.#finish(sequence)?.fail(error as Error)
+      return undefined
     }
   }
 
-  #settle(sequence: Sequence, id: number, logprob: number, failed: boolean): void {
-    if (failed) {
-      const where = `after ${sequence.tokens.length} tokens`
-      const why = 'the weights are damaged, or do not belong to config.json'
-      this.#finish(sequence)?.fail(new NumericError('ERR_NOT_FINITE', `the logits ${where} are not finite: ${why}`))
+  async #settle(flight: Flight): Promise<void> {
+    const results = await flight.results
+    this.#counts.steps++
+    let row = 0
+    for (const work of flight.work) {
+      if (this.#jobs.has(work.sequence)) this.#settleWork(work, row, results)
+      row += work.rows
+    }
+  }
+
+  /** row: the first one of this work. */
+  #settleWork(work: Work, row: number, results: Results): void {
+    const { sequence, rows, guesses, samples } = work
+    const first = row + rows - 1 - guesses.length
+    if (samples && results.status[first] !== 0) {
+      this.#failNotFinite(sequence, results.logprobs[first]!)
       return
     }
-    sequence.computed = sequence.tokens.length
-    sequence.tokens.push(id)
-    this.#counts.generatedTokens++
-    let reason: FinishReason | undefined
+    const tokens = this.#scheduler.settle(work, results.ids.subarray(row, row + rows))
+    const job = this.#jobs.get(sequence)!
     try {
-      reason = this.#jobs.get(sequence)!.token(id, logprob)
+      for (let r = 0; sequence.options.scoresPrompt && r < rows; r++) {
+        const position = work.to - rows + r + 1
+        if (position < sequence.promptLength)
+          job.scored?.(position, results.logprobs[row + r]!, topOf(sequence, results, row + r))
+      }
+      for (const [i, id] of tokens.entries()) {
+        if (results.status[first + i] !== 0) {
+          this.#failNotFinite(sequence, results.logprobs[first + i]!)
+          return
+        }
+        this.#counts.generatedTokens++
+        const length = sequence.tokens.length - tokens.length + i + 1
+        const reason =
+          job.token(id, results.logprobs[first + i]!, topOf(sequence, results, first + i)) ??
+          (length - sequence.promptLength >= sequence.maxTokens ? 'length' : undefined)
+        if (!this.#jobs.has(sequence)) return // its user has aborted it meanwhile
+        if (!reason) continue
+        sequence.tokens.length = length
+        this.#finish(sequence)?.end(reason)
+        return
+      }
     } catch (error) {
       this.#finish(sequence)?.fail(error as Error)
-      return
     }
-    if (!reason && sequence.generated >= sequence.maxTokens) reason = 'length'
-    if (reason) this.#finish(sequence)?.end(reason)
+  }
+
+  /** logprob: of the raw logits; a number where it is the rules that left nothing. */
+  #failNotFinite(sequence: Sequence, logprob: number): void {
+    const where = `after ${sequence.tokens.length} tokens`
+    const error =
+      sequence.sampling.rules && !Number.isNaN(logprob)
+        ? new NumericError('ERR_NO_TOKEN', `${where} no token is allowed: format, logitBias or minTokens rule out all of them`)
+        : new NumericError(
+            'ERR_NOT_FINITE',
+            `the logits ${where} are not finite: the weights are damaged, or do not belong to config.json`,
+          )
+    this.#finish(sequence)?.fail(error)
   }
 
   /** Takes a job out; undefined when it is out already. */
@@ -268,3 +389,10 @@ export class Engine {
     return job
   }
 }
+
+const busy = (most: number) =>
+  new BusyError('ERR_BUSY', `${most} requests wait already; try again later, or load with a larger maxQueue`)
+
+/** Its next step cannot be prepared before this one is read: so all wait, and go on together. */
+const needsToken = ({ samples, sequence: { options } }: Work) =>
+  samples && (options.lockstep === true || options.guess !== undefined)

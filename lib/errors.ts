@@ -26,8 +26,11 @@ export class DeviceError extends CriaError {}
 /** Use after close() or dispose(): ERR_CLOSED, ERR_DISPOSED. */
 export class ClosedError extends CriaError {}
 
-/** The model computed NaN or infinity for this generation: ERR_NOT_FINITE. Others go on. */
+/** No token can be drawn for this generation: ERR_NOT_FINITE, the model computed NaN or infinity; ERR_NO_TOKEN. Others go on. */
 export class NumericError extends CriaError {}
+
+/** More requests than the queue takes: ERR_BUSY. The same request may be taken later. */
+export class BusyError extends CriaError {}
 
 const families: readonly [prefix: string, type: typeof CriaError][] = [
   ['ERR_MODEL', ModelError],
@@ -40,6 +43,8 @@ const families: readonly [prefix: string, type: typeof CriaError][] = [
   ['ERR_CLOSED', ClosedError],
   ['ERR_DISPOSED', ClosedError],
   ['ERR_NOT_FINITE', NumericError],
+  ['ERR_NO_TOKEN', NumericError],
+  ['ERR_BUSY', BusyError],
 ]
 
 /** The typed error for a code, as the addon's errors and the library's own are made. */

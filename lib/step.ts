@@ -1,6 +1,10 @@
-/** Batch -> StepInputs and Sampling: the host's side of what changes from step to step. */
-import type { Device, DeviceTensor, F32, I32, Sampling, StepInputs, U32 } from '../binding.d.ts'
-import type { Batch } from './scheduler.ts'
+/** The work of a batch -> StepInputs and Sampling: the host's side of what changes from step to step. */
+import type { Device, I32, Sampling, StepInputs } from '../binding.d.ts'
+import { EditBuffers } from './edits.ts'
+import { f32, i32, u32 } from './mirror.ts'
+import type { SamplingParameters } from './sampling.ts'
+import type { Work } from './scheduler.ts'
+import type { Sequence } from './sequence.ts'
 
 /** The sizes that one recorded program has room for. */
 export interface Bucket {
@@ -10,143 +14,184 @@ export interface Bucket {
   readonly outputs: number
   /** Pages of one sequence. */
   readonly maxPages: number
+  /** Whether log-probabilities of more than the sampled tokens are asked for. */
+  readonly scores?: boolean
+  /** Edits of logits of all rows together; absent: rows are taken as they are. */
+  readonly edits?: { readonly room: number; readonly vocab: number } | undefined
 }
 
-/** A host array and its copy on the device. */
-interface Mirror<H extends Int32Array | Float32Array | Uint32Array, D extends DeviceTensor> {
-  readonly host: H
-  readonly device: D
-}
-
-type HostInputs = Record<Exclude<keyof StepInputs, 'previous'>, Int32Array>
-
-/** The inputs of one program. Host arrays are filled for a batch, then written to the device in one go. */
+/** The inputs of one program. Host arrays are filled for a batch, and what is new of them is written to the device. */
 export class StepBuffers {
   readonly bucket: Bucket
   readonly step: StepInputs
   readonly sampling: Sampling
-  readonly #device: Device
-  readonly #mirrors: Mirror<Int32Array | Float32Array | Uint32Array, DeviceTensor>[] = []
-  readonly #host: HostInputs
-  readonly #temperature: Float32Array
-  readonly #topP: Float32Array
-  readonly #minP: Float32Array
-  readonly #topK: Int32Array
-  readonly #seed: Uint32Array
-  readonly #position: Int32Array
+  /** Ids whose log-probability is asked for, instead of that of the sampled one; with scores. */
+  readonly given: I32 | undefined
+  readonly edits: EditBuffers | undefined
+  readonly #tokens
+  readonly #source
+  readonly #positions
+  readonly #slots
+  readonly #queryStart
+  readonly #kvLength
+  readonly #pageTable
+  readonly #outputs
+  readonly #temperature
+  readonly #topP
+  readonly #minP
+  readonly #topK
+  readonly #seed
+  readonly #position
+  readonly #given
+  /** What the rows of the page table, and of the sampling parameters, are. */
+  readonly #tabled: { sequence: Sequence; version: number }[] = []
+  readonly #sampled: SamplingParameters[] = []
 
-  constructor(device: Device, bucket: Bucket) {
+  /** sampled: where each step leaves its ids, and the next one finds them. */
+  constructor(device: Device, bucket: Bucket, sampled?: I32) {
+    const { tokens, seqs, outputs, maxPages, scores, edits } = bucket
     this.bucket = bucket
-    this.#device = device
-    const { tokens, seqs, outputs, maxPages } = bucket
-    const shapes = {
-      tokens: [tokens],
-      source: [tokens],
-      positions: [tokens],
-      slots: [tokens],
-      queryStart: [seqs + 1],
-      kvLength: [seqs],
-      pageTable: [seqs, maxPages],
-      outputs: [outputs],
+    this.#tokens = i32(device, tokens)
+    this.#source = i32(device, tokens)
+    this.#positions = i32(device, tokens)
+    this.#slots = i32(device, tokens)
+    this.#queryStart = i32(device, seqs + 1)
+    this.#kvLength = i32(device, seqs)
+    this.#pageTable = i32(device, seqs, maxPages)
+    this.#outputs = i32(device, outputs)
+    this.#temperature = f32(device, outputs)
+    this.#topP = f32(device, outputs)
+    this.#minP = f32(device, outputs)
+    this.#topK = i32(device, outputs)
+    this.#seed = u32(device, outputs, 2)
+    this.#position = i32(device, outputs)
+    this.#given = scores ? i32(device, outputs) : undefined
+    this.given = this.#given?.device
+    if (edits && sampled) this.edits = new EditBuffers(device, outputs, edits.room, edits.vocab, sampled)
+    this.step = {
+      tokens: this.#tokens.device,
+      source: this.#source.device,
+      positions: this.#positions.device,
+      slots: this.#slots.device,
+      queryStart: this.#queryStart.device,
+      kvLength: this.#kvLength.device,
+      pageTable: this.#pageTable.device,
+      outputs: this.#outputs.device,
+      ...(sampled && { previous: sampled }),
     }
-    const entries = Object.entries(shapes).map(([name, shape]) => [name, this.#i32(...shape)] as const)
-    this.#host = Object.fromEntries(entries.map(([name, m]) => [name, m.host])) as HostInputs
-    this.step = Object.fromEntries(entries.map(([name, m]) => [name, m.device])) as unknown as StepInputs
-    this.#host.source.fill(-1)
-
-    const temperature = this.#f32(outputs)
-    const topP = this.#f32(outputs)
-    const minP = this.#f32(outputs)
-    const topK = this.#i32(outputs)
-    const seed = this.#mirror(new Uint32Array(outputs * 2), device.tensor('u32', [outputs, 2]) as U32)
-    const position = this.#i32(outputs)
     this.sampling = {
-      temperature: temperature.device,
-      topP: topP.device,
-      minP: minP.device,
-      topK: topK.device,
-      seed: seed.device,
-      position: position.device,
+      temperature: this.#temperature.device,
+      topP: this.#topP.device,
+      minP: this.#minP.device,
+      topK: this.#topK.device,
+      seed: this.#seed.device,
+      position: this.#position.device,
+      ...(sampled && { sampled }),
     }
-    this.#temperature = temperature.host
-    this.#topP = topP.host
-    this.#minP = minP.host
-    this.#topK = topK.host
-    this.#seed = seed.host
-    this.#position = position.host
   }
 
-  /** Pending tokens of every sequence; its last row is sampled. Enqueues the writes. */
-  writeBatch(batch: Batch, pageSize: number): void {
-    this.#clear()
-    const rows = { next: 0 }
-    for (const [s, sequence] of batch.entries()) {
-      this.#place(s, rows, sequence.tokens, sequence.computed, sequence.tokens.length, sequence.pages, pageSize)
-      this.#host.outputs[s] = rows.next - 1
-      this.#temperature[s] = sequence.sampling.temperature
-      this.#topP[s] = sequence.sampling.topP
-      this.#minP[s] = sequence.sampling.minP
-      this.#topK[s] = sequence.sampling.topK
-      this.#seed.set(sequence.sampling.seed, s * 2)
-      this.#position[s] = sequence.tokens.length
+  /** Enqueues the writes for a batch; its sequences learn in which row their next token will be. */
+  writeBatch(batch: readonly Work[], pageSize: number): void {
+    let row = 0
+    let out = 0
+    let tableChanged = false
+    let samplingChanged = false
+    this.edits?.clear()
+    for (const [s, work] of batch.entries()) {
+      const { sequence, from, to, guesses, rows, samples } = work
+      const { tokens, sampling } = sequence
+      for (let position = from; position < to; position++, row++) {
+        const guess = guesses[position - (to - guesses.length)]
+        // A token that has not been read yet is taken from the step before.
+        this.#source.host[row] = guess === undefined && position >= tokens.length ? sequence.row : -1
+        this.#tokens.host[row] = guess ?? tokens[position] ?? 0
+        this.#place(row, position, sequence.pages, pageSize)
+      }
+      this.#queryStart.host[s + 1] = row
+      this.#kvLength.host[s] = to
+      if (this.#tabled[s]?.sequence !== sequence || this.#tabled[s]?.version !== sequence.version) {
+        this.#tabulate(s, sequence.pages)
+        this.#tabled[s] = { sequence, version: sequence.version }
+        tableChanged = true
+      }
+      for (let i = rows; i > 0; i--, out++) {
+        const position = to - i + 1 // of the token that this row is about
+        this.#outputs.host[out] = row - i
+        this.#position.host[out] = position
+        if (this.#given) this.#given.host[out] = position < sequence.promptLength ? tokens[position]! : -1
+        if (sampling.rules && samples && i === 1) {
+          const newest = position > tokens.length ? sequence.row : -1
+          this.edits?.put(out, sampling.rules, tokens, sequence.promptLength, position, newest)
+        } else {
+          this.edits?.plain(out)
+        }
+        if (this.#sampled[out] === sampling) continue
+        this.#sampleAs(out, sampling)
+        samplingChanged = true
+      }
+      sequence.row = out - 1
     }
-    this.#write()
+    this.#write(row, batch.length, out)
+    if (tableChanged) this.#pageTable.write(batch.length * this.bucket.maxPages)
+    if (samplingChanged) this.#writeSampling(out)
+    this.#position.write(out)
+    this.#given?.write(out)
+    this.edits?.write(out)
+  }
+
+  /** A write has failed: nothing is known of what is on the device. */
+  forget(): void {
+    this.#tabled.length = 0
+    this.#sampled.length = 0
   }
 
   /** Tokens [from, to) of one sequence; every row goes through the head. */
   writeEvaluation(tokens: readonly number[], from: number, to: number, pages: readonly number[], pageSize: number): void {
-    this.#clear()
-    this.#place(0, { next: 0 }, tokens, from, to, pages, pageSize)
-    for (let i = 0; i < to - from; i++) this.#host.outputs[i] = i
-    this.#write()
-  }
-
-  #clear(): void {
-    this.#host.slots.fill(-1)
-    this.#host.outputs.fill(-1)
-    this.#host.kvLength.fill(0)
-    this.#host.queryStart.fill(0)
-  }
-
-  #place(
-    s: number,
-    rows: { next: number },
-    tokens: readonly number[],
-    from: number,
-    to: number,
-    pages: readonly number[],
-    pageSize: number,
-  ): void {
-    const { tokens: ids, positions, slots, pageTable, kvLength, queryStart } = this.#host
-    for (let position = from; position < to; position++) {
-      const row = rows.next++
-      ids[row] = tokens[position]!
-      positions[row] = position
-      slots[row] = pages[Math.floor(position / pageSize)]! * pageSize + (position % pageSize)
+    for (let position = from, row = 0; position < to; position++, row++) {
+      this.#tokens.host[row] = tokens[position]!
+      this.#source.host[row] = -1
+      this.#place(row, position, pages, pageSize)
+      this.#outputs.host[row] = row
     }
+    this.#queryStart.host[1] = to - from
+    this.#kvLength.host[0] = to
+    this.#tabulate(0, pages)
+    this.#write(to - from, 1, to - from)
+    this.#pageTable.write(this.bucket.maxPages)
+  }
+
+  #place(row: number, position: number, pages: readonly number[], pageSize: number): void {
+    this.#positions.host[row] = position
+    this.#slots.host[row] = pages[Math.floor(position / pageSize)]! * pageSize + (position % pageSize)
+  }
+
+  #tabulate(s: number, pages: readonly number[]): void {
     const { maxPages } = this.bucket
-    pageTable.fill(-1, s * maxPages, (s + 1) * maxPages)
-    pageTable.set(pages, s * maxPages)
-    kvLength[s] = to
-    queryStart.fill(rows.next, s + 1)
+    this.#pageTable.host.set(pages, s * maxPages)
+    this.#pageTable.host.fill(-1, s * maxPages + pages.length, (s + 1) * maxPages)
   }
 
-  #write(): void {
-    for (const { host, device } of this.#mirrors) this.#device.write(device, host)
+  #sampleAs(out: number, sampling: SamplingParameters): void {
+    this.#sampled[out] = sampling
+    this.#temperature.host[out] = sampling.temperature
+    this.#topP.host[out] = sampling.topP
+    this.#minP.host[out] = sampling.minP
+    this.#topK.host[out] = sampling.topK
+    this.#seed.host.set(sampling.seed, out * 2)
   }
 
-  #mirror<H extends Int32Array | Float32Array | Uint32Array, D extends DeviceTensor>(host: H, device: D): Mirror<H, D> {
-    const mirror = { host, device }
-    this.#mirrors.push(mirror)
-    return mirror
+  /** Rows beyond these are dead: the last entry of queryStart and the first -1 of outputs say so. */
+  #write(rows: number, seqs: number, outputs: number): void {
+    for (const mirror of [this.#tokens, this.#source, this.#positions, this.#slots]) mirror.write(rows)
+    this.#queryStart.host.fill(rows, seqs + 1)
+    this.#queryStart.write(this.bucket.seqs + 1)
+    this.#kvLength.write(seqs)
+    if (outputs < this.bucket.outputs) this.#outputs.host[outputs] = -1
+    this.#outputs.write(Math.min(outputs + 1, this.bucket.outputs))
   }
 
-  #i32(...shape: number[]): Mirror<Int32Array, I32> {
-    const count = shape.reduce((a, b) => a * b)
-    return this.#mirror(new Int32Array(count), this.#device.tensor('i32', shape))
-  }
-
-  #f32(count: number): Mirror<Float32Array, F32> {
-    return this.#mirror(new Float32Array(count), this.#device.tensor('f32', [count]))
+  #writeSampling(outputs: number): void {
+    for (const mirror of [this.#temperature, this.#topP, this.#minP, this.#topK]) mirror.write(outputs)
+    this.#seed.write(2 * outputs)
   }
 }

@@ -1,0 +1,60 @@
+/** What a step is asked for, and what comes out of its rows. */
+import type { Device } from '../binding.d.ts'
+import type { StepOutputs, StepSize } from './programs.ts'
+import type { Work } from './scheduler.ts'
+import type { Sequence } from './sequence.ts'
+
+/** A token and its natural log-probability. */
+export interface TokenLogprob {
+  readonly id: number
+  readonly logprob: number
+}
+
+/** Of the rows of a step that went through the head. */
+export interface Results {
+  readonly ids: Int32Array
+  readonly logprobs: Float32Array
+  readonly status: Int32Array
+  /** [rows, 20], if they were asked for */
+  readonly topIds?: Int32Array
+  readonly top?: Float32Array
+}
+/** Of Logprobs.top. */
+const mostTop = 20
+
+/** What a program needs to have for this work. */
+export function sizeOf(work: readonly Work[]): StepSize & { readonly rows: number } {
+  const size = { tokens: 0, rows: 0, edits: undefined as number | undefined, scores: false }
+  for (const { sequence, from, to, rows, samples } of work) {
+    const { rules, top } = sequence.sampling
+    size.tokens += to - from
+    size.rows += rows
+    if (rules && samples) size.edits = (size.edits ?? 0) + rules.size(sequence.tokens, sequence.promptLength)
+    if (rows > 0 && (top || sequence.options.scoresPrompt)) size.scores = true
+  }
+  return size
+}
+
+/** The most probable tokens of a row, as many as the sequence asks for. */
+export function topOf({ sampling }: Sequence, { topIds, top }: Results, row: number): TokenLogprob[] {
+  if (!topIds || !top || !sampling.top) return []
+  return Array.from({ length: sampling.top }, (_, i) => ({ id: topIds[row * mostTop + i]!, logprob: top[row * mostTop + i]! }))
+}
+
+/** Resolves when the step has run. */
+export async function readResults(
+  device: Device,
+  outputs: StepOutputs,
+  size: StepSize & { readonly rows: number },
+): Promise<Results> {
+  const { scores } = size
+  const rows = Math.max(size.rows, 1) // none in the middle of a prompt, but the step has to be waited for
+  const [ids, logprobs, status, topIds, top] = await Promise.all([
+    device.read(outputs.ids, new Int32Array(rows)),
+    device.read(outputs.chosen ?? outputs.logprobs, new Float32Array(rows)),
+    device.read(outputs.status, new Int32Array(rows)),
+    scores ? device.read(outputs.topIds!, new Int32Array(rows * mostTop)) : undefined,
+    scores ? device.read(outputs.top!, new Float32Array(rows * mostTop)) : undefined,
+  ])
+  return { ids, logprobs, status, ...(topIds && top && { topIds, top }) }
+}
