@@ -1,4 +1,5 @@
 /** One answer in the making: iterate it for the pieces, or await it for the whole. */
+import type { TokenLogprob } from './results.ts'
 import type { FinishReason } from './sequence.ts'
 
 /** What a generation gives out at a time. */
@@ -9,6 +10,14 @@ export interface Piece {
   readonly tokens: readonly number[]
   /** Their natural log-probabilities. */
   readonly logprobs: readonly number[]
+  /** For each of them the most probable tokens there, as many as topLogprobs says. */
+  readonly topLogprobs: readonly (readonly TokenLogprob[])[]
+}
+
+/** Of a token of the prompt. */
+export interface PromptLogprob extends TokenLogprob {
+  /** The most probable tokens there, as many as topLogprobs says. */
+  readonly top: readonly TokenLogprob[]
 }
 
 /** Tokens that a generation took and gave. */
@@ -27,8 +36,12 @@ export interface Completion {
   readonly text: string
   /** Everything generated, a stop token included. */
   readonly tokens: readonly number[]
-  /** Natural log-probabilities of the tokens, before temperature and truncation. */
+  /** Natural log-probabilities of the tokens as the model has them: before penalties, biases, format, temperature and truncation. */
   readonly logprobs: readonly number[]
+  /** For each token the most probable ones there, as many as topLogprobs says. */
+  readonly topLogprobs: readonly (readonly TokenLogprob[])[]
+  /** Of the tokens of the prompt from the second on, if promptLogprobs was asked for. */
+  readonly promptLogprobs?: readonly PromptLogprob[]
   /** 'stop': a stop token or stop string; 'length': maxTokens or the end of the context; 'abort': abort() was called. */
   readonly finishReason: FinishReason
   /** What it took. */

@@ -2,12 +2,13 @@
 import { setMaxListeners } from 'node:events'
 import { join } from 'node:path'
 import type { Device } from '../binding.d.ts'
+import { Answer } from './answer.ts'
 import { ChatTemplate, type Message } from './chat.ts'
 import { type LlamaConfig, readConfig } from './config.ts'
-import { Detokenizer } from './detokenizer.ts'
 import { Engine, type EngineLimits, type EngineStats } from './engine.ts'
 import { ClosedError, InputError, ModelError } from './errors.ts'
 import { Generation } from './generation.ts'
+import { Grammars } from './grammar.ts'
 import { type DeviceName, devices, open } from './native.ts'
 import {
   type GenerateOptions,
@@ -19,9 +20,9 @@ import {
   request,
 } from './options.ts'
 import { packageRoot } from './package.ts'
+import { FormatMask, sequenceOf } from './request.ts'
 import { show } from './sampling.ts'
-import { type FinishReason, Sequence } from './sequence.ts'
-import { StopMatcher } from './stops.ts'
+import type { Sequence } from './sequence.ts'
 import { Tokenizer } from './tokenizer.ts'
 import { loadModel, type Model, randomModel } from './weights.ts'
 
@@ -43,6 +44,7 @@ export class Llama {
   readonly #device: Device
   readonly #engine: Engine
   readonly #chat: ChatTemplate | undefined
+  readonly #grammars: Grammars | undefined
   #closed = false
 
   private constructor(device: Device, model: Model, config: LlamaConfig, text: Text, limits: EngineLimits) {
@@ -53,6 +55,7 @@ export class Llama {
     this.#device = device
     this.#engine = new Engine(device, model, config, limits)
     this.#chat = text.chat
+    this.#grammars = text.tokenizer && new Grammars(text.tokenizer, config.vocab, config.stopTokens)
   }
 
   /**
@@ -94,10 +97,12 @@ export class Llama {
     const device = open(name, { threads: options.threads, activations: options.activations, fuse: options.fuse })
     try {
       const memory = devices().find(report => report.device === device.name)?.memory
-      const limits = limitsFor(config, options, memory)
+      const limits = limitsFor(config, options, { memory, gpu: device.name !== 'cpu' })
       const { pages, pageSize } = limits
       const cache = pages * pageSize * config.layers * config.kvHeads * config.headDim * 2 * 2
-      return new Llama(device, await weights(device, cache), config, text, limits)
+      const llama = new Llama(device, await weights(device, cache), config, text, limits)
+      llama.#engine.warmUp()
+      return llama
     } catch (error) {
       device[Symbol.dispose]()
       throw error
@@ -112,7 +117,17 @@ export class Llama {
    */
   generate(prompt: string | readonly number[], options: GenerateOptions = {}): Generation {
     this.#check()
-    return this.#start(typeof prompt === 'string' ? this.#encode(prompt) : prompt, options)
+    return this.#start(this.#tokens(prompt), options).generation
+  }
+
+  /**
+   * Several answers to one prompt, which is computed once. With a seed, the answer i draws with seed + i; the
+   * log-probabilities of the prompt come with the first one.
+   * @throws as generate; InputError ERR_OPTION_RANGE: count is not a whole number from 1 to 128
+   */
+  generateMany(prompt: string | readonly number[], count: number, options: GenerateOptions = {}): Generation[] {
+    this.#check()
+    return this.#startMany(this.#tokens(prompt), count, options)
   }
 
   /**
@@ -122,7 +137,14 @@ export class Llama {
   chat(messages: readonly Message[], options: GenerateOptions = {}): Generation {
     this.#check()
     if (!this.#chat) throw noTokenizer('chat')
-    return this.#start(this.#chat.render(messages), options)
+    return this.#start(this.#chat.render(messages), options).generation
+  }
+
+  /** Several answers to a conversation, as generateMany(). */
+  chatMany(messages: readonly Message[], count: number, options: GenerateOptions = {}): Generation[] {
+    this.#check()
+    if (!this.#chat) throw noTokenizer('chat')
+    return this.#startMany(this.#chat.render(messages), count, options)
   }
 
   /**
@@ -148,6 +170,7 @@ export class Llama {
     this.#closed = true
     this.#engine.close()
     this.#device[Symbol.dispose]()
+    await this.#grammars?.close()
   }
 
   /** close(), for `await using`. */
@@ -157,6 +180,10 @@ export class Llama {
 
   #check(): void {
     if (this.#closed) throw new ClosedError('ERR_CLOSED', 'the model was closed; load it again')
+  }
+
+  #tokens(prompt: string | readonly number[]): readonly number[] {
+    return typeof prompt === 'string' ? this.#encode(prompt) : prompt
   }
 
   #encode(prompt: string): number[] {
@@ -185,98 +212,92 @@ export class Llama {
     }
   }
 
-  #start(prompt: readonly number[], options: GenerateOptions): Generation {
-    this.#checkTokens(prompt, this.contextLength - 1)
-    const { maxTokens, sampling, stop, stopTokens, signal } = request(options, this.config, this.contextLength - prompt.length)
-    if (stop.length > 0 && !this.tokenizer) throw noTokenizer('stop strings')
-    const sequence = new Sequence(prompt, maxTokens, sampling)
-    const generation = new Generation(() => this.#engine.abort(sequence))
-    const text = this.tokenizer && new TextStream(this.tokenizer, stop)
-    const logprobs: number[] = []
-    let full = ''
+  #startMany(prompt: readonly number[], count: number, options: GenerateOptions): Generation[] {
+    if (!(Number.isInteger(count) && count >= 1 && count <= mostAnswers)) {
+      const expected = `a whole number from 1 to ${mostAnswers}`
+      throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${show(count)}, expected ${expected}`)
+    }
+    const { seed } = options
+    const started: { generation: Generation; sequence: Sequence }[] = []
+    try {
+      for (let i = 0; i < count; i++) {
+        const own = seed === undefined || i === 0 ? options : { ...options, seed: BigInt.asIntN(64, BigInt(seed) + BigInt(i)) }
+        const { promptLogprobs: _, ...others } = own
+        started.push(this.#start(prompt, i === 0 ? own : others, started[0]?.sequence))
+      }
+    } catch (error) {
+      for (const { generation } of started) generation.abort()
+      throw error
+    }
+    return started.map(({ generation }) => generation)
+  }
 
+  #start(prompt: readonly number[], options: GenerateOptions, leader?: Sequence): { generation: Generation; sequence: Sequence } {
+    this.#checkTokens(prompt, this.contextLength - 1)
+    const wanted = request(options, this.config, this.contextLength - prompt.length)
+    const { signal } = wanted
+    if (wanted.stop.length > 0 && !this.tokenizer) throw noTokenizer('stop strings')
+    if (wanted.format && !this.tokenizer) throw noTokenizer('a format')
+    const mask = wanted.format && new FormatMask()
+    const sequence = sequenceOf(prompt, wanted, mask, leader)
+    let submitted = false
+    let ended = false
+    const abort = () => {
+      if (submitted) this.#engine.abort(sequence)
+      else if (!ended) answer.end('abort')
+    }
+    const generation = new Generation(abort)
+    const answer = new Answer(sequence, wanted, generation, this.tokenizer)
+    if (signal?.aborted) {
+      ended = true
+      generation.fail(signal.reason)
+      return { generation, sequence }
+    }
     const onAbort = () => {
       generation.fail(signal!.reason)
-      this.#engine.abort(sequence)
-    }
-    const release = () => signal?.removeEventListener('abort', onAbort)
-    if (signal?.aborted) {
-      generation.fail(signal.reason)
-      return generation
+      abort()
     }
     expectMany(signal)
     signal?.addEventListener('abort', onAbort, { once: true })
-
-    const give = (piece: string, tokens: readonly number[], logprob: readonly number[]) => {
-      full += piece
-      generation.push({ text: piece, tokens, logprobs: logprob })
+    answer.onEnd = () => {
+      ended = true
+      signal?.removeEventListener('abort', onAbort)
+      mask?.dispose()
     }
-    const job = {
-      sequence,
-      token: (id: number, logprob: number): FinishReason | undefined => {
-        logprobs.push(logprob)
-        if (stopTokens.has(id)) {
-          give('', [id], [logprob])
-          return 'stop'
-        }
-        const piece = text?.push(id) ?? { text: '', stopped: false }
-        give(piece.text, [id], [logprob])
-        return piece.stopped ? 'stop' : undefined
-      },
-      end: (finishReason: FinishReason) => {
-        release()
-        const rest = text?.end() ?? ''
-        if (rest) give(rest, [], [])
-        const tokens = sequence.tokens.slice(sequence.promptLength)
-        const usage = {
-          promptTokens: sequence.promptLength,
-          completionTokens: tokens.length,
-          totalTokens: sequence.promptLength + tokens.length,
-        }
-        generation.finish({ text: full, tokens, logprobs, finishReason, usage })
-      },
-      fail: (error: Error) => {
-        release()
-        generation.fail(error)
-      },
+    const submit = () => {
+      if (ended) return
+      submitted = true
+      this.#engine.submit(answer)
+    }
+    if (mask) {
+      answer.onToken = id =>
+        mask.accept(
+          id,
+          () => this.#engine.wake(),
+          error => this.#engine.fail(sequence, error),
+        )
+      void mask
+        .open(this.#grammars!, wanted.format!, signal)
+        .then(submit)
+        .catch(error => ended || answer.fail(error))
+      return { generation, sequence }
     }
     try {
-      this.#engine.submit(job)
+      submit()
     } catch (error) {
-      release()
+      answer.onEnd()
       throw error
     }
-    return generation
+    return { generation, sequence }
   }
 }
+
+/** Of one prompt. */
+const mostAnswers = 128
 
 interface Text {
   readonly tokenizer?: Tokenizer | undefined
   readonly chat?: ChatTemplate | undefined
-}
-
-/** Tokens -> text that is certain: whole characters, and no beginning of a stop string. */
-class TextStream {
-  readonly #detokenizer: Detokenizer
-  readonly #stops: StopMatcher
-  #stopped = false
-
-  constructor(tokenizer: Tokenizer, stops: readonly string[]) {
-    this.#detokenizer = new Detokenizer(tokenizer)
-    this.#stops = new StopMatcher(stops)
-  }
-
-  push(id: number): { text: string; stopped: boolean } {
-    const result = this.#stops.push(this.#detokenizer.push(id))
-    this.#stopped = result.stopped
-    return result
-  }
-
-  end(): string {
-    if (this.#stopped) return ''
-    const last = this.#stops.push(this.#detokenizer.end())
-    return last.stopped ? last.text : last.text + this.#stops.end()
-  }
 }
 
 /** Any number of generations may have one signal: Node need not warn of a leak. */

@@ -2,7 +2,16 @@
 import type { LlamaConfig } from './config.ts'
 import type { EngineLimits } from './engine.ts'
 import { DeviceError, InputError } from './errors.ts'
-import { type SamplingOptions, type SamplingParameters, samplingParameters, show } from './sampling.ts'
+import type { Format } from './grammar.ts'
+import {
+  type LogitRules,
+  logitRules,
+  type SamplingOptions,
+  type SamplingParameters,
+  samplingParameters,
+  show,
+} from './sampling.ts'
+import { mostGuesses } from './scheduler.ts'
 
 /** How a model is loaded, and what it may use. */
 export interface LoadOptions {
@@ -12,10 +21,19 @@ export interface LoadOptions {
   readonly threads?: number | undefined
   /** Longest sequence, in tokens; at most and by default the model's. */
   readonly contextLength?: number | undefined
-  /** Sequences computed at once; others wait. Default 16. */
+  /** Sequences computed at once; others wait. Default 256, on the CPU 16. */
   readonly maxSequences?: number | undefined
-  /** Tokens computed in one step; at least and by default the context length, since a prompt is computed in one step. */
+  /**
+   * Tokens computed in one step, at least maxSequences: a longer prompt takes several, and others generate meanwhile.
+   * Default 2048, on the CPU 256.
+   */
   readonly maxBatchTokens?: number | undefined
+  /** Generations that wait; more are refused with ERR_BUSY. Default 4096. */
+  readonly maxQueue?: number | undefined
+  /** Whether a prompt may begin with what earlier ones have left in the key/value cache. The answer is the same. Default true. */
+  readonly prefixCache?: boolean | undefined
+  /** Whether a step is prepared while the one before it runs. The answer is the same. Default true. */
+  readonly pipeline?: boolean | undefined
   /**
    * Tokens that the key/value cache holds, of all sequences together. Default: full contexts for maxSequences, or what
    * fits into a quarter of the device's memory if that is less, and at least one context.
@@ -37,6 +55,24 @@ export interface LoadOptions {
 export interface GenerateOptions extends SamplingOptions {
   /** Most tokens to generate; default and at most: up to the end of the context. */
   readonly maxTokens?: number | undefined
+  /** Tokens before which the generation does not end: stop tokens cannot come, stop strings are not looked for. Default 0. */
+  readonly minTokens?: number | undefined
+  /** How many of the most probable tokens to report at each place, with their log-probabilities: 0 to 20. Default 0. */
+  readonly topLogprobs?: number | undefined
+  /** Reports the log-probability of every token of the prompt, too. */
+  readonly promptLogprobs?: boolean | undefined
+  /**
+   * A whole number from -1000 to 1000; higher goes first. One step more overtakes 64 requests that came earlier, so nobody
+   * waits for ever. Default 0.
+   */
+  readonly priority?: number | undefined
+  /**
+   * Tokens guessed at once from what the text repeats (no second model), and verified in one step: 0 to 16. The answer is
+   * the same. Default 0: it pays off where answers quote their prompts.
+   */
+  readonly promptLookup?: number | undefined
+  /** What the answer has to look like. */
+  readonly format?: Format | undefined
   /** Text that ends the generation and is not part of it: one, or up to 16, of at most 1024 characters each. */
   readonly stop?: string | readonly string[] | undefined
   /** Token ids that end the generation, besides the model's own; at most 64. */
@@ -56,7 +92,14 @@ export interface LogitsOptions {
 /** A generation's options with everything filled in. */
 export interface Request {
   readonly maxTokens: number
+  readonly minTokens: number
   readonly sampling: SamplingParameters
+  readonly logits: LogitRules
+  readonly topLogprobs: number
+  readonly promptLogprobs: boolean
+  readonly priority: number
+  readonly promptLookup: number
+  readonly format: Format | undefined
   readonly stop: readonly string[]
   readonly stopTokens: ReadonlySet<number>
   readonly signal: AbortSignal | undefined
@@ -68,6 +111,9 @@ const loadNames = [
   'contextLength',
   'maxSequences',
   'maxBatchTokens',
+  'maxQueue',
+  'prefixCache',
+  'pipeline',
   'kvCacheTokens',
   'pageSize',
   'activations',
@@ -75,7 +121,28 @@ const loadNames = [
   'onProgress',
   'signal',
 ]
-const generateNames = ['maxTokens', 'stop', 'stopTokens', 'ignoreEos', 'signal', 'temperature', 'topP', 'topK', 'minP', 'seed']
+const generateNames = [
+  'maxTokens',
+  'minTokens',
+  'stop',
+  'stopTokens',
+  'ignoreEos',
+  'signal',
+  'temperature',
+  'topP',
+  'topK',
+  'minP',
+  'seed',
+  'repetitionPenalty',
+  'frequencyPenalty',
+  'presencePenalty',
+  'logitBias',
+  'topLogprobs',
+  'promptLogprobs',
+  'priority',
+  'promptLookup',
+  'format',
+]
 
 /** Of the cache: its places are 32-bit numbers. */
 const mostTokens = 2 ** 30
@@ -90,6 +157,9 @@ export function loadOptions(options: LoadOptions): void {
   whole('contextLength', options.contextLength, 1)
   whole('maxSequences', options.maxSequences, 1, 4096)
   whole('maxBatchTokens', options.maxBatchTokens, 1)
+  whole('maxQueue', options.maxQueue, 1)
+  flag('prefixCache', options.prefixCache)
+  flag('pipeline', options.pipeline)
   whole('kvCacheTokens', options.kvCacheTokens, 1, mostTokens)
   whole('pageSize', options.pageSize, 1)
   const { activations } = options
@@ -106,18 +176,29 @@ export function logitsOptions(options: LogitsOptions): void {
   isSignal(options.signal)
 }
 
+/** What limits depend on, of a device. */
+export interface Machine {
+  /** Bytes. */
+  readonly memory?: number | undefined
+  readonly gpu?: boolean | undefined
+}
+
 /**
- * The engine's sizes for a model. memory: bytes of the device.
+ * The engine's sizes for a model.
  * @throws InputError ERR_OPTION_RANGE; DeviceError ERR_OUT_OF_MEMORY: the key/value cache alone is larger than the memory
  */
-export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 ** 34): EngineLimits {
+export function limitsFor(
+  config: LlamaConfig,
+  options: LoadOptions,
+  { memory = 2 ** 34, gpu = false }: Machine = {},
+): EngineLimits {
   const context = options.contextLength ?? config.context
   whole('contextLength', context, 1, config.context)
-  const maxSequences = options.maxSequences ?? 16
+  const maxSequences = options.maxSequences ?? (gpu ? 256 : 16)
   const pageSize = Math.min(options.pageSize ?? 16, context)
-  const maxBatchTokens = options.maxBatchTokens ?? Math.max(context, maxSequences)
-  if (maxBatchTokens < Math.max(context, maxSequences)) {
-    const expected = `at least the context length (${context}) and maxSequences (${maxSequences})`
+  const maxBatchTokens = options.maxBatchTokens ?? Math.max(maxSequences, Math.min(context, gpu ? 2048 : 256))
+  if (maxBatchTokens < maxSequences) {
+    const expected = `at least maxSequences (${maxSequences})`
     throw new InputError('ERR_OPTION_RANGE', `maxBatchTokens is ${maxBatchTokens}, expected ${expected}`)
   }
   const bytesPerToken = config.layers * config.kvHeads * config.headDim * 2 * (options.activations === 'f32' ? 4 : 2)
@@ -127,7 +208,16 @@ export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 
     const needs = `a key/value cache of ${tokens} tokens takes ${tokens * bytesPerToken} bytes, and the device has ${memory}`
     throw new DeviceError('ERR_OUT_OF_MEMORY', `${needs}; lower contextLength or kvCacheTokens`)
   }
-  return { context, maxSequences, maxBatchTokens, pageSize, pages: Math.ceil(tokens / pageSize) }
+  return {
+    context,
+    maxSequences,
+    maxBatchTokens,
+    maxQueue: options.maxQueue ?? 4096,
+    pageSize,
+    pages: Math.ceil(tokens / pageSize),
+    prefixCache: options.prefixCache ?? true,
+    pipeline: options.pipeline ?? true,
+  }
 }
 
 /**
@@ -137,6 +227,11 @@ export function limitsFor(config: LlamaConfig, options: LoadOptions, memory = 2 
 export function request(options: GenerateOptions, config: LlamaConfig, room: number): Request {
   refuseUnknown('generate', options, generateNames)
   whole('maxTokens', options.maxTokens, 1)
+  whole('minTokens', options.minTokens, 0)
+  whole('topLogprobs', options.topLogprobs, 0, 20)
+  whole('priority', options.priority, -1000, 1000)
+  whole('promptLookup', options.promptLookup, 0, mostGuesses)
+  flag('promptLogprobs', options.promptLogprobs)
   flag('ignoreEos', options.ignoreEos)
   isSignal(options.signal)
   const given = options.stop === undefined ? [] : options.stop
@@ -154,9 +249,20 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
     const expected = `at most 64 whole numbers from 0 to ${config.vocab - 1}`
     throw new InputError('ERR_OPTION_RANGE', `stopTokens is ${show(extra)}, expected ${expected}`)
   }
+  if (options.format !== undefined && options.ignoreEos) {
+    throw new InputError('ERR_OPTION_RANGE', 'ignoreEos is true, expected false: a format ends with a stop token')
+  }
+  const maxTokens = Math.min(options.maxTokens ?? room, room)
   return {
-    maxTokens: Math.min(options.maxTokens ?? room, room),
+    maxTokens,
+    minTokens: Math.min(options.minTokens ?? 0, maxTokens),
     sampling: samplingParameters(options, config.defaults),
+    logits: logitRules(options, config.vocab),
+    topLogprobs: options.topLogprobs ?? 0,
+    promptLogprobs: options.promptLogprobs ?? false,
+    priority: options.priority ?? 0,
+    promptLookup: options.promptLookup ?? 0,
+    format: options.format,
     stop,
     stopTokens: new Set([...(options.ignoreEos ? [] : config.stopTokens), ...extra]),
     signal: options.signal,

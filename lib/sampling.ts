@@ -1,6 +1,7 @@
 /** How the next token is chosen: options of a generation, checked, with the model's defaults filled in. Pure. */
 import { inspect } from 'node:util'
 import { mostTemperature, type SamplingDefaults } from './config.ts'
+import type { TokenRules } from './edits.ts'
 import { InputError } from './errors.ts'
 
 /** How the next token is chosen. */
@@ -13,6 +14,14 @@ export interface SamplingOptions {
   readonly topK?: number | undefined
   /** Keep tokens at least this many times as probable as the most probable one, in [0, 1]. 0 keeps all. */
   readonly minP?: number | undefined
+  /** Divides (above 0) or multiplies (below) the logits of tokens that prompt or answer have already; 1 is off. */
+  readonly repetitionPenalty?: number | undefined
+  /** Is taken off the logit of a token for every time that the answer has it already, from -2 to 2; 0 is off. */
+  readonly frequencyPenalty?: number | undefined
+  /** Is taken off the logit of a token that the answer has already, from -2 to 2; 0 is off. */
+  readonly presencePenalty?: number | undefined
+  /** Is added to the logits of tokens, by their ids: from -100, which rules a token out, to 100. At most 1024 of them. */
+  readonly logitBias?: Readonly<Record<number, number>> | ReadonlyMap<number, number> | undefined
   /** The same seed, prompt and options give the same tokens, alone or among others. A whole number of at most 64 bits; default: random. */
   readonly seed?: number | bigint | undefined
 }
@@ -25,6 +34,10 @@ export interface SamplingParameters {
   readonly minP: number
   /** 64 bits, low word first. */
   readonly seed: readonly [number, number]
+  /** What changes the logits first; the rules of one sequence. */
+  readonly rules?: TokenRules | undefined
+  /** How many of the most probable tokens are asked for, with their log-probabilities. */
+  readonly top?: number | undefined
 }
 
 /** @throws InputError ERR_OPTION_RANGE naming the option, what was given and what is possible */
@@ -39,6 +52,43 @@ export function samplingParameters(options: SamplingOptions, defaults: SamplingD
   check('topK', topK, x => Number.isInteger(x) && x >= 0 && x < 2 ** 31, 'a whole number, 0 for no limit')
   check('minP', minP, x => x >= 0 && x <= 1, 'a number from 0 to 1')
   return { temperature, topP, topK, minP, seed: seedWords(options.seed) }
+}
+
+/** Penalties and biases, checked. */
+export interface LogitRules {
+  readonly repetition: number
+  readonly frequency: number
+  readonly presence: number
+  readonly bias: ReadonlyMap<number, number>
+}
+
+const mostBiases = 1024
+
+/** @throws InputError ERR_OPTION_RANGE, ERR_OPTION_TYPE */
+export function logitRules(options: SamplingOptions, vocab: number): LogitRules {
+  const { repetitionPenalty = 1, frequencyPenalty = 0, presencePenalty = 0, logitBias = {} } = options
+  check('repetitionPenalty', repetitionPenalty, x => x > 0 && x <= 10, 'a number above 0 and at most 10')
+  check('frequencyPenalty', frequencyPenalty, x => x >= -2 && x <= 2, 'a number from -2 to 2')
+  check('presencePenalty', presencePenalty, x => x >= -2 && x <= 2, 'a number from -2 to 2')
+  if (typeof logitBias !== 'object' || logitBias === null || Array.isArray(logitBias)) {
+    const expected = 'an object or a Map of token ids and numbers'
+    throw new InputError('ERR_OPTION_TYPE', `logitBias is ${show(logitBias)}, expected ${expected}`)
+  }
+  const entries = logitBias instanceof Map ? [...logitBias] : Object.entries(logitBias)
+  if (entries.length > mostBiases) {
+    throw new InputError('ERR_OPTION_RANGE', `logitBias has ${entries.length} tokens, expected at most ${mostBiases}`)
+  }
+  const bias = new Map<number, number>()
+  for (const [key, value] of entries) {
+    const id = Number(key)
+    if (!(Number.isInteger(id) && id >= 0 && id < vocab)) {
+      const expected = `a token id from 0 to ${vocab - 1}`
+      throw new InputError('ERR_OPTION_RANGE', `logitBias has the token ${show(key)}, expected ${expected}`)
+    }
+    check(`logitBias of token ${id}`, value, x => x >= -100 && x <= 100, 'a number from -100 to 100')
+    bias.set(id, value <= -100 ? Number.NEGATIVE_INFINITY : value)
+  }
+  return { repetition: repetitionPenalty, frequency: frequencyPenalty, presence: presencePenalty, bias }
 }
 
 function seedWords(seed: number | bigint | undefined): readonly [number, number] {

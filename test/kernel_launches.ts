@@ -42,9 +42,13 @@ export async function launches(): Promise<Map<string, Started>> {
         using device = openAs({ device: 'simt', simt: `arch=${arch}`, activations: 'bf16' }, 1, fuse)
         const model = await loadModel(device, folder, config)
         const cache = () => device.tensor('bf16', [64, config.kvHeads, 16, config.headDim]) as KvLayer['k']
-        const programs = new Programs(device, model, [{ k: cache(), v: cache() }], { maxSequences: 64, maxPages: 64 })
+        const programs = new Programs(device, model, [{ k: cache(), v: cache() }], {
+          maxSequences: 64,
+          maxPages: 64,
+          maxRows: 64,
+        })
         for (const tokens of [1, 8, 64, 128, 2048])
-          for (const { kernel, block, shared } of programs.generation(tokens).program.launches) {
+          for (const { kernel, block, shared } of programs.generation({ tokens }).program.launches) {
             const name = names.get(kernel) ?? kernel
             const threads = block.reduce((a, b) => a * b)
             found.set(name, { threads, shared: Math.max(shared, found.get(name)?.shared ?? 0) })

@@ -15,7 +15,7 @@ beforeAll(async () => {
 })
 afterEach(() => {
   for (const { running, waiting, pages } of [llama.stats(), narrow.stats()]) {
-    expect({ running, waiting, free: pages.free }).toEqual({ running: 0, waiting: 0, free: pages.total })
+    expect({ running, waiting, used: pages.used }).toEqual({ running: 0, waiting: 0, used: 0 })
   }
 })
 afterAll(() => Promise.all([llama.close(), narrow.close()]))
@@ -70,7 +70,7 @@ describe('a generation', () => {
     const generation = llama.generate(text, { ...greedy, maxTokens: 500 })
     let seen = 0
     for await (const _ of generation) if (++seen === 3) break
-    expect(llama.stats().pages.free).toBe(llama.stats().pages.total)
+    expect(llama.stats().pages.used).toBe(0)
     const { finishReason, tokens } = await generation
     expect(finishReason).toBe('abort')
     expect(tokens.length).toBeLessThan(50)
@@ -132,7 +132,7 @@ describe('abort', () => {
     const { other, generation } = await start(behind)
     await reach(generation)
     generation.abort()
-    expect(narrow.stats().pages.free === narrow.stats().pages.total).toBe(!behind) // at once
+    expect(narrow.stats().pages.used === 0).toBe(!behind) // at once
     generation.abort()
     const completion = await generation
     expect(completion.finishReason).toBe(state === 'finished' ? 'length' : 'abort')
@@ -151,7 +151,7 @@ describe('abort', () => {
     const { other, generation } = await start(behind, { signal: controller.signal })
     await reach(generation)
     controller.abort(reason)
-    expect(narrow.stats().pages.free === narrow.stats().pages.total).toBe(!behind)
+    expect(narrow.stats().pages.used === 0).toBe(!behind)
     const pieces: Piece[] = []
     const looking = async () => {
       for await (const piece of generation) pieces.push(piece)

@@ -126,7 +126,7 @@ describe('generate', () => {
       'a key/value cache of 8192 tokens takes 1073741824 bytes, and the device has 1073741823',
     )
     const error = { name: 'DeviceError', code: 'ERR_OUT_OF_MEMORY', message }
-    expect(() => limitsFor(config, {}, 8192 * 131072 - 1)).toThrow(expect.objectContaining(error) as never)
+    expect(() => limitsFor(config, {}, { memory: 8192 * 131072 - 1 })).toThrow(expect.objectContaining(error) as never)
   })
 
   test('what is given', () => {
@@ -175,26 +175,36 @@ describe('load', () => {
 })
 
 describe('sizes of the engine', () => {
-  test('defaults: the whole context, 16 sequences, pages of 16 tokens, a quarter of the memory', () => {
+  test('defaults: the whole context, 16 sequences, on a GPU 256, pages of 16 tokens, a quarter of the memory', () => {
     const bytes = 131072 // of a token, DESIGN.md section 7
-    const sizes = { context: 8192, maxSequences: 16, maxBatchTokens: 8192, pageSize: 16 }
-    expect(limitsFor(config, {}, 2 ** 37)).toEqual({ ...sizes, pages: (16 * 8192) / 16 })
-    expect(limitsFor(config, {}, 4 * bytes * 10000)).toEqual({ ...sizes, pages: 625 })
-    expect(limitsFor(config, {}, 8192 * bytes)).toEqual({ ...sizes, pages: 512 }) // one context at least
-    expect(limitsFor(config, { activations: 'f32' }, 4 * bytes * 20000)).toEqual({ ...sizes, pages: 625 })
+    const sizes = {
+      context: 8192,
+      maxSequences: 16,
+      maxBatchTokens: 256,
+      maxQueue: 4096,
+      pageSize: 16,
+      prefixCache: true,
+      pipeline: true,
+    }
+    const gpu = { ...sizes, maxSequences: 256, maxBatchTokens: 2048, pages: 16384 }
+    expect(limitsFor(config, {}, { memory: 2 ** 37, gpu: true })).toEqual(gpu)
+    expect(limitsFor(config, {}, { memory: 2 ** 37 })).toEqual({ ...sizes, pages: (16 * 8192) / 16 })
+    expect(limitsFor(config, {}, { memory: 4 * bytes * 10000 })).toEqual({ ...sizes, pages: 625 })
+    expect(limitsFor(config, {}, { memory: 8192 * bytes })).toEqual({ ...sizes, pages: 512 }) // one context at least
+    expect(limitsFor(config, { activations: 'f32' }, { memory: 4 * bytes * 20000 })).toEqual({ ...sizes, pages: 625 })
   })
 
   test('what is given', () => {
     const given = { contextLength: 100, maxSequences: 300, maxBatchTokens: 400, pageSize: 7, kvCacheTokens: 50 }
-    expect(limitsFor(config, given)).toEqual({ context: 100, maxSequences: 300, maxBatchTokens: 400, pageSize: 7, pages: 8 })
+    const limits = { context: 100, maxSequences: 300, maxBatchTokens: 400, pageSize: 7, pages: 8 }
+    expect(limitsFor(config, given)).toMatchObject(limits)
     expect(limitsFor(config, { contextLength: 100, pageSize: 1e6 }).pageSize).toBe(100) // one page a sequence
     expect(limitsFor(config, { contextLength: 100, maxSequences: 300 }).maxBatchTokens).toBe(300)
   })
 
   test.each([
     [{ contextLength: 8193 }, 'contextLength is 8193, expected a whole number from 1 to 8192'],
-    [{ maxBatchTokens: 8191 }, 'maxBatchTokens is 8191, expected at least the context length (8192) and maxSequences (16)'],
-    [{ contextLength: 8, maxBatchTokens: 15 }, 'maxBatchTokens is 15, expected at least the context length (8) and maxSeq'],
+    [{ maxBatchTokens: 15 }, 'maxBatchTokens is 15, expected at least maxSequences (16)'],
   ])('%p is refused', (options, message) => {
     const error = { name: 'InputError', code: 'ERR_OPTION_RANGE', message: expect.stringContaining(message) }
     expect(() => limitsFor(config, options)).toThrow(expect.objectContaining(error) as never)

@@ -1,0 +1,305 @@
+// Bugs that engines like this one have had, planted one at a time as the sources are read: some test must fail.
+import { spawn } from 'node:child_process'
+import { readFileSync } from 'node:fs'
+import { join } from 'node:path'
+import { describe, expect, test } from '@jest/globals'
+import { packageRoot } from '../lib/package.ts'
+
+type Plant = readonly [name: string, file: string, find: string, replace: string, tests: string, only?: string]
+
+const pages = 'test/lib/pages'
+const scheduler = 'test/lib/scheduler'
+const fake = 'test/lib/engine_fake'
+const same = 'the same answer'
+const failures = 'test/lib/engine_failures'
+
+const plants: readonly Plant[] = [
+  // Pages
+  ['a hash without its parent', 'lib/pages.ts', 'let key = `', 'let key = ``; void `', pages],
+  ['a hash without the last token', 'lib/pages.ts', 'i < at + this.size; i++', 'i < at + this.size - 1; i++', pages],
+  [
+    'a double free that nobody notices',
+    'lib/pages.ts',
+    'if (!(this.#users[page]! > 0)) {\n        for',
+    'if (!(this.#users[page]! > -9)) {\n        for',
+    pages,
+  ],
+  [
+    'eviction of what was used last',
+    'lib/pages.ts',
+    'of this.#idle) {\n      if',
+    'of [...this.#idle].reverse()) {\n      if',
+    pages,
+  ],
+  ['an evicted page is still known', 'lib/pages.ts', 'this.#known.delete(this.#keys[page]!)', '', pages],
+  [
+    'a chain is forgotten from its beginning',
+    'lib/pages.ts',
+    'let i = pages.length - 1; i >= 0; i--',
+    'let i = 0; i < pages.length; i++',
+    pages,
+  ],
+  [
+    'a found page has no user more',
+    'lib/pages.ts',
+    'if (page === undefined) break\n      this.#use(page)',
+    'if (page === undefined) break',
+    pages,
+  ],
+  [
+    'the duplicate of a known page is never given back',
+    'lib/pages.ts',
+    'this.#use(known)\n      this.release([page])',
+    'this.#use(known)',
+    pages,
+  ],
+  ["pages with two users count as one's own", 'lib/pages.ts', 'this.#users[page]! > 1', 'this.#users[page]! > 2', scheduler],
+  // Scheduler
+  ['no copy on write', 'lib/scheduler.ts', 'page !== undefined && this.#pages.isShared(page)', 'false', scheduler],
+  ['copy on write the wrong way', 'lib/scheduler.ts', 'batch.copy(shared, own!)', 'batch.copy(own!, shared)', scheduler],
+  [
+    'a fully cached prompt computes nothing',
+    'lib/scheduler.ts',
+    'sequence.pages.length * size, sequence.length - 1',
+    'sequence.pages.length * size, sequence.length',
+    scheduler,
+  ],
+  [
+    'a preempted sequence keeps its pages',
+    'lib/scheduler.ts',
+    '#drop(sequence: Sequence): void {\n    this.#pages.release(sequence.pages)',
+    '#drop(sequence: Sequence): void {',
+    scheduler,
+  ],
+  [
+    'work of before a preemption is believed',
+    'lib/scheduler.ts',
+    'if (work.epoch !== sequence.epoch) return tokens',
+    '',
+    scheduler,
+  ],
+  ['pages are shared before they are full', 'lib/scheduler.ts', '(i + 1) * size <= settled', 'i * size <= settled', scheduler],
+  [
+    'pages are shared before they are computed',
+    'lib/scheduler.ts',
+    'sequence.settled = work.samples ? sequence.tokens.length - 1 : work.to',
+    'sequence.settled = sequence.tokens.length',
+    scheduler,
+  ],
+  [
+    'a prompt takes the tokens of those that generate',
+    'lib/scheduler.ts',
+    'return this.#left - this.reserved',
+    'return this.#left',
+    scheduler,
+  ],
+  ['who came last goes first', 'lib/line.ts', 'a.arrival < b.arrival', 'a.arrival > b.arrival', scheduler],
+  [
+    'the first in order is preempted',
+    'lib/scheduler.ts',
+    'const { last } = this.#running\n',
+    'const last = this.#running.at(0)\n',
+    scheduler,
+  ],
+  [
+    'priorities without bound',
+    'lib/scheduler.ts',
+    '(sequence.options.priority ?? 0) * overtakes',
+    '(sequence.options.priority ?? 0) * 1e9',
+    scheduler,
+  ],
+  [
+    'the prompt of a leader is shared before it is computed',
+    'lib/scheduler.ts',
+    'options.leader.settled >= promptLength',
+    'options.leader.settled > 0',
+    scheduler,
+  ],
+  [
+    'guesses are not verified',
+    'lib/scheduler.ts',
+    'while (tokens.at(-1) === guesses[tokens.length - 1])',
+    'while (tokens.length <= guesses.length)',
+    scheduler,
+  ],
+  [
+    'guesses that came true are computed again, elsewhere',
+    'lib/scheduler.ts',
+    'sequence.computed += tokens.length - 1',
+    'sequence.computed += 0',
+    scheduler,
+  ],
+  [
+    'one sequence too many',
+    'lib/scheduler.ts',
+    'this.#running.size >= this.#limits.maxSequences',
+    'this.#running.size > this.#limits.maxSequences',
+    scheduler,
+  ],
+  ['those behind overtake the first who waits', 'lib/scheduler.ts', 'admit = false // nobody', 'w++ // nobody', scheduler],
+  ['in lockstep, but ahead', 'lib/scheduler.ts', 'sequence.ahead > 0 && (lockstep || guess)', 'false', scheduler],
+  [
+    'one token too many',
+    'lib/scheduler.ts',
+    'sequence.generated + sequence.ahead >= sequence.maxTokens',
+    'sequence.generated >= sequence.maxTokens',
+    scheduler,
+  ],
+  // Steps
+  ['a stale page table', 'lib/step.ts', ' || this.#tabled[s]?.version !== sequence.version', '', fake, same],
+  ['a key less is seen', 'lib/step.ts', 'this.#kvLength.host[s] = to', 'this.#kvLength.host[s] = to - 1', fake, same],
+  [
+    'positions one off',
+    'lib/step.ts',
+    'this.#positions.host[row] = position',
+    'this.#positions.host[row] = position + 1',
+    fake,
+    same,
+  ],
+  [
+    'the next page a token early',
+    'lib/step.ts',
+    'pages[Math.floor(position / pageSize)]!',
+    'pages[Math.floor((position + 1) / pageSize)] ?? pages.at(-1)!',
+    fake,
+    same,
+  ],
+  [
+    'the token of another row of the step before',
+    'lib/step.ts',
+    'position >= tokens.length ? sequence.row : -1',
+    'position >= tokens.length ? s : -1',
+    fake,
+    same,
+  ],
+  [
+    'the row before the last is sampled',
+    'lib/step.ts',
+    'this.#outputs.host[out] = row - i',
+    'this.#outputs.host[out] = Math.max(0, row - i - 1)',
+    fake,
+    same,
+  ],
+  [
+    'random numbers of the position before',
+    'lib/step.ts',
+    'this.#position.host[out] = position',
+    'this.#position.host[out] = position - 1',
+    fake,
+    same,
+  ],
+  [
+    'the settings of who was in this row before',
+    'lib/step.ts',
+    'if (this.#sampled[out] === sampling) continue',
+    'if (this.#sampled[out]) continue',
+    fake,
+    same,
+  ],
+  ['a failed write is believed', 'lib/step.ts', 'this.#tabled.length = 0', '', failures],
+  ['rows of the step before are alive', 'lib/step.ts', 'this.#queryStart.host.fill(rows, seqs + 1)', '', fake, same],
+  // Engine
+  ['an abort frees no pages', 'lib/engine.ts', 'this.#scheduler.remove(sequence)', '', failures, 'of a request'],
+  ['a row that is not finite is drawn from', 'lib/engine.ts', 'samples && results.status[first] !== 0', 'false', failures],
+  ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting >= this.#limits.maxQueue', 'false', failures],
+  [
+    'a step that was not enqueued is waited for',
+    'lib/engine.ts',
+    'for (const { sequence } of work) this.#finish(sequence)?.fail(error as Error)',
+    '',
+    failures,
+  ],
+  ['tokens after a stop among guesses', 'lib/engine.ts', 'sequence.tokens.length = length', '', 'test/lib/answers'],
+  ['penalties forget the newest token', 'lib/step.ts', 'position > tokens.length ? sequence.row : -1', '-1', 'test/lib/answers'],
+  // Text
+  [
+    'a beginning of a stop string leaks',
+    'lib/stops.ts',
+    'const certain = all.length - (this.#state.length ||',
+    'const certain = all.length - (0 ||',
+    'test/lib/stops',
+  ],
+  [
+    'half a character comes out',
+    'lib/detokenizer.ts',
+    'const whole = bytes.length - unfinished(bytes)',
+    'const whole = bytes.length',
+    'test/lib/detokenizer',
+  ],
+  [
+    'two tokens begin the prompt',
+    'lib/llama.ts',
+    '[bos, ...tokens]',
+    '[bos, bos, ...tokens]',
+    'test/lib/generation',
+    'by text and by tokens',
+  ],
+  ['every answer of several is the same', 'lib/llama.ts', 'BigInt(seed) + BigInt(i)', 'BigInt(seed)', 'test/lib/answers'],
+  // Operations: planted in the reference, which tells the same
+  [
+    'RoPE turns neighbours',
+    'test/ops/rope_append.test.ts',
+    'x[at + half + d]!, cos(angle)',
+    'x[at + ((half + d) % headDim) - (d % 2)]!, cos(angle)',
+    'test/ops/rope_append',
+    ' on cpu avx2 bf16',
+  ],
+  [
+    'query heads have the wrong key head',
+    'test/ops/attention.test.ts',
+    'floor(h / (heads / kvHeads))',
+    '(h % kvHeads)',
+    'test/ops/attention',
+    ' on cpu avx2 bf16',
+  ],
+  [
+    'a row sees the key after its own',
+    'test/ops/attention.test.ts',
+    'const visible = length - rows + i + 1\n        const at',
+    'const visible = Math.min(length, length - rows + i + 2)\n        const at',
+    'test/ops/attention',
+    ' on cpu avx2 bf16',
+  ],
+  [
+    'gate and up are swapped',
+    'test/ops/swiglu.test.ts',
+    '(gate / (1 + exp(-gate))) * gateUp[at + hidden]!',
+    '(gateUp[at + hidden]! / (1 + exp(-gateUp[at + hidden]!))) * gate',
+    'test/ops/swiglu',
+    ' on cpu avx2 bf16',
+  ],
+  ['epsilon is left out', 'test/ops/rms_norm.test.ts', 'mean + fround(eps)', 'mean', 'test/ops/rms_norm', ' on cpu avx2 bf16'],
+  [
+    'a penalty for tokens of the prompt alone',
+    'test/ops/adjust.test.ts',
+    'if (times > 0) l = fround(l - presence!)',
+    'if (times >= 0) l = fround(l - presence!)',
+    'test/ops/adjust',
+    ' on cpu avx2',
+  ],
+]
+
+/** Runs tests with a bug planted; the exit code. */
+function run([, file, find, replace, tests, only]: Plant): Promise<number | null> {
+  const args = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
+  const env = { ...process.env, CRIA_PLANT: JSON.stringify({ file, find, replace }), CRIA_BAIL: '1' }
+  const filter = only ? ['-t', only] : []
+  const child = spawn(process.execPath, [...args, `${tests}.test.ts`, ...filter, '--bail', '-i', '--testTimeout=20000'], {
+    cwd: packageRoot,
+    env,
+    stdio: 'ignore',
+  })
+  return new Promise(resolve => child.on('close', resolve))
+}
+
+describe('a planted bug is found:', () => {
+  test.concurrent.each(plants)(
+    '%s',
+    async (...plant) => {
+      const [name, file, find] = plant
+      expect(readFileSync(join(packageRoot, file), 'utf8').split(find)).toHaveLength(2)
+      expect({ name, found: (await run(plant)) !== 0 }).toEqual({ name, found: true })
+    },
+    300_000,
+  )
+})
