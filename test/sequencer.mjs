@@ -1,7 +1,18 @@
 // The order in which jest starts files: what takes minutes first, then as jest would, so that no core waits at the end.
 import Sequencer from '@jest/test-sequencer'
 
-const long = ['sanitized', 'package', 'wounds', 'goldens', 'machine', 'ops/sample', 'ops/attention', 'ops/linear']
+const long = [
+  'sanitized',
+  'package',
+  'wounds',
+  'plants',
+  'goldens',
+  'needle',
+  'machine',
+  'ops/sample',
+  'ops/attention',
+  'ops/linear',
+]
 const rank = ({ path }) => long.findIndex(name => path.endsWith(`/${name}.test.ts`))
 const isLong = test => rank(test) >= 0
 
