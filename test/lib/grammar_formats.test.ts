@@ -183,7 +183,6 @@ test.each(said)('%j', async (schema, takes, refuses) => {
     expect({ value, taken }).toEqual({ value, taken: takes.includes(value) })
   }
 })
-
 describe('regular expressions mean what they mean in JavaScript:', () => {
   const patterns = [
     '^a(b|c)*d$',
@@ -247,7 +246,6 @@ describe('regular expressions mean what they mean in JavaScript:', () => {
     expect(taken).toBeGreaterThan(200)
   })
 })
-
 describe('grammars:', () => {
   const [a10, z8] = ['a'.repeat(10), 'z'.repeat(8)]
   const grammars: [name: string, grammar: string, takes: string[], refuses: string[]][] = [
@@ -296,7 +294,6 @@ describe('grammars:', () => {
     }
   })
 })
-
 test.each([
   ['demo', demo, walker],
   ['Llama 3', llama3, large],
@@ -323,7 +320,6 @@ test.each([
     matcher.dispose()
   }
 })
-
 test('masks have tokens that run past the end of a rule, into a character of several bytes', async () => {
   const grammar = 'root ::= "ab" x "é"\nx ::= [p-t] | "st"'
   const matcher = await large.grammars.open({ type: 'grammar', grammar })
