@@ -17,7 +17,7 @@ export class CriaError extends Error {
 /** A model folder, or a file in it, that cannot be used: ERR_MODEL_*, ERR_CONFIG_*, ERR_WEIGHTS_*, ERR_SAFETENSORS_*, ERR_TOKENIZER_*. */
 export class ModelError extends CriaError {}
 
-/** An argument that makes no sense: ERR_OPTION_*, ERR_PROMPT_*, ERR_CHAT_*, ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT. Nothing was started. */
+/** An argument that makes no sense: ERR_OPTION_*, ERR_PROMPT_*, ERR_CHAT_*, ERR_FORMAT_*, ERR_SHAPE, ERR_DTYPE, ERR_ARGUMENT. Nothing was started. */
 export class InputError extends CriaError {}
 
 /** A device that is not there, has no memory left, or has failed: ERR_DEVICE_*, ERR_OUT_OF_MEMORY. */

@@ -16,10 +16,6 @@ export class Line {
     return this.#all[i]
   }
 
-  has(sequence: Sequence): boolean {
-    return this.#all[this.#place(sequence)] === sequence
-  }
-
   add(sequence: Sequence): void {
     this.#all.splice(this.#place(sequence), 0, sequence)
   }

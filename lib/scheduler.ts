@@ -35,7 +35,7 @@ export interface Work {
 
 export interface Batch {
   readonly work: readonly Work[]
-  /** Pages to copy before the step, from[i] to to[i]. */
+  /** Pages to copy before the step, from[i] to to[i], in this order: a copy may read what one before it has written. */
   readonly copies: { readonly from: readonly number[]; readonly to: readonly number[] }
 }
 
