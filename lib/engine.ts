@@ -345,21 +345,19 @@ export class Engine {
         if (position < sequence.promptLength)
           job.scored?.(position, results.logprobs[row + r]!, topOf(sequence, results, row + r))
       }
+      sequence.tokens.length -= tokens.length // it has those that its job was told of
       for (const [i, id] of tokens.entries()) {
+        if (!this.#jobs.has(sequence)) return // its user has aborted it meanwhile
         if (results.status[first + i] !== 0) {
           this.#failNotFinite(sequence, results.logprobs[first + i]!)
           return
         }
         this.#counts.generatedTokens++
-        const length = sequence.tokens.length - tokens.length + i + 1
+        sequence.tokens.push(id)
         const reason =
           job.token(id, results.logprobs[first + i]!, topOf(sequence, results, first + i)) ??
-          (length - sequence.promptLength >= sequence.maxTokens ? 'length' : undefined)
-        if (!this.#jobs.has(sequence)) return // its user has aborted it meanwhile
-        if (!reason) continue
-        sequence.tokens.length = length
-        this.#finish(sequence)?.end(reason)
-        return
+          (sequence.generated >= sequence.maxTokens ? 'length' : undefined)
+        if (reason) this.#finish(sequence)?.end(reason)
       }
     } catch (error) {
       this.#finish(sequence)?.fail(error as Error)

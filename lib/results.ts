@@ -1,5 +1,5 @@
 /** What a step is asked for, and what comes out of its rows. */
-import type { Device } from '../binding.d.ts'
+import type { Device, DeviceTensor } from '../binding.d.ts'
 import type { StepOutputs, StepSize } from './programs.ts'
 import type { Work } from './scheduler.ts'
 import type { Sequence } from './sequence.ts'
@@ -49,12 +49,17 @@ export async function readResults(
 ): Promise<Results> {
   const { scores } = size
   const rows = Math.max(size.rows, 1) // none in the middle of a prompt, but the step has to be waited for
+  const read = <V extends ArrayBufferView>(from: DeviceTensor, into: V): Promise<V> => {
+    const result = device.read(from, into)
+    result.catch(() => {}) // if one of them throws at once, nobody waits for the others
+    return result
+  }
   const [ids, logprobs, status, topIds, top] = await Promise.all([
-    device.read(outputs.ids, new Int32Array(rows)),
-    device.read(outputs.chosen ?? outputs.logprobs, new Float32Array(rows)),
-    device.read(outputs.status, new Int32Array(rows)),
-    scores ? device.read(outputs.topIds!, new Int32Array(rows * mostTop)) : undefined,
-    scores ? device.read(outputs.top!, new Float32Array(rows * mostTop)) : undefined,
+    read(outputs.ids, new Int32Array(rows)),
+    read(outputs.chosen ?? outputs.logprobs, new Float32Array(rows)),
+    read(outputs.status, new Int32Array(rows)),
+    scores ? read(outputs.topIds!, new Int32Array(rows * mostTop)) : undefined,
+    scores ? read(outputs.top!, new Float32Array(rows * mostTop)) : undefined,
   ])
   return { ids, logprobs, status, ...(topIds && top && { topIds, top }) }
 }

@@ -202,7 +202,13 @@ const plants: readonly Plant[] = [
     '',
     failures,
   ],
-  ['tokens after a stop among guesses', 'lib/engine.ts', 'sequence.tokens.length = length', '', 'test/lib/answers'],
+  [
+    'tokens after a stop among guesses',
+    'lib/engine.ts',
+    'sequence.tokens.length -= tokens.length',
+    'if (tokens.length > 0) sequence.tokens.length -= 1',
+    'test/lib/answers',
+  ],
   ['penalties forget the newest token', 'lib/step.ts', 'position > tokens.length ? sequence.row : -1', '-1', 'test/lib/answers'],
   // Text
   [
