@@ -132,9 +132,10 @@ test('now and then a call fails: others go on', async () => {
     { fault: (call, n) => (call !== 'read' && n > 20 && fails(400) === 0 ? { how: 'throw', error } : undefined) },
   )
   const texts = [tokens(20), tokens(20), tokens(20)]
+  const ways = [greedy, seeded(1), seeded(2)]
   const asked = Array.from(
     { length: 3000 },
-    (_, i): Request => ({ prompt: texts[i % 3]!.slice(0, 4 + of(16)), maxTokens: 1 + of(8), sampling: seeded(i) }),
+    (_, i): Request => ({ prompt: texts[i % 3]!.slice(0, 4 + of(16)), maxTokens: 1 + of(8), sampling: ways[of(3)]! }),
   )
   const answers = await soon(Promise.all(asked.map(one => ask(engine, one).answer)))
   const wrong = asked.map((one, i) => (answers[i]!.error === error ? 'failed' : fault(one, answers[i]!))).filter(Boolean)
@@ -244,19 +245,33 @@ describe('admission', () => {
     expect(fit.map((one, i) => fault(one, answers[i]!))).toEqual(['', '', ''])
   })
 
-  test('evaluations, one after the other, do not keep a request waiting for ever', async () => {
-    const engine = engineOf({ pages: 10 })
+  const evaluates = async (engine: Engine, length: number) => {
+    expect((await engine.evaluate(tokens(length))).length).toBe(length)
+  }
+  const generates = async (engine: Engine, request: Request) => {
+    expect(fault(request, await ask(engine, request).answer)).toBe('')
+  }
+  test.each<[string, (engine: Engine) => Promise<void>, (engine: Engine) => Promise<void>]>([
+    ['evaluations, a request', engine => evaluates(engine, 150), engine => generates(engine, plain(100, 3))],
+    ['requests, an evaluation', engine => generates(engine, plain(4, 2 + of(11))), engine => evaluates(engine, 150)],
+    [
+      'small requests, a large one',
+      engine => generates(engine, plain(4, 2 + of(11))),
+      engine => generates(engine, plain(150, 3)),
+    ],
+  ])('%s: those who come later do not keep it waiting', async (_, others, one) => {
+    const engine = engineOf({ pages: 10, pageSize: 16, context: 256 })
     let waits = true
-    let evaluations = 0
+    let count = 0
     const user = async () => {
-      for (; waits && evaluations < 300; evaluations++) await engine.evaluate(tokens(36))
+      for (; waits && count < 300; count++) await others(engine)
     }
-    const users = [user(), user(), user(), user()]
-    const request = plain(20, 3)
-    expect(fault(request, await soon(ask(engine, request).answer))).toBe('')
+    const users = Array.from({ length: 8 }, user)
+    await until(() => engine.stats.pages.used > 0)
+    await soon(one(engine))
     waits = false
     await soon(Promise.all(users))
-    expect(evaluations).toBeLessThan(20)
+    expect(count).toBeLessThan(30)
   })
 })
 
@@ -310,7 +325,7 @@ test('closed at any moment: everybody hears of it, once', async () => {
     const engine = new Engine(device, model, config, { ...limits, pages: 16 })
     const asked = [40, 20, 30].map((length): Request => ({ prompt: tokens(length), maxTokens: 6, sampling: greedy }))
     const answers = asked.map(one => ask(engine, one).answer)
-    const evaluation = engine.evaluate(tokens(40)).catch((error: unknown) => error)
+    const evaluations = [1, 2].map(() => engine.evaluate(tokens(40)).catch((error: unknown) => error))
     for (let i = 0; i < moment; i++) await (i % 32 === 31 ? turn() : null)
     engine.close()
     device[Symbol.dispose]()
@@ -318,8 +333,9 @@ test('closed at any moment: everybody hears of it, once', async () => {
       if (answer.error) expect(answer.error).toMatchObject({ code: 'ERR_CLOSED' })
       else expect(fault(asked[i]!, answer)).toBe('')
     }
-    const evaluated = await soon(evaluation)
-    if (!(evaluated instanceof Float32Array)) expect(evaluated).toMatchObject({ code: 'ERR_CLOSED' })
+    for (const evaluated of await soon(Promise.all(evaluations))) {
+      if (!(evaluated instanceof Float32Array)) expect(evaluated).toMatchObject({ code: 'ERR_CLOSED' })
+    }
     await expect(ask(engine, asked[0]!).answer).rejects.toMatchObject({ code: 'ERR_CLOSED' })
     await expect(engine.evaluate([1])).rejects.toMatchObject({ code: 'ERR_CLOSED' })
     expect(engine.stats).toMatchObject(empty)

@@ -140,7 +140,8 @@ class FakeRecorder implements Recorder {
     const [from, outputs] = [of(x), of(step.outputs).data]
     return this.#command(outputs.length, y => {
       for (y.rows = 0; y.rows < outputs.length && outputs[y.rows]! >= 0; y.rows++) {
-        y.data[y.rows] = outputs[y.rows]! < from.rows ? from.data[outputs[y.rows]!]! : poison
+        if (outputs[y.rows]! >= from.rows) throw new Error(`row ${outputs[y.rows]} of ${from.rows} is dead`)
+        y.data[y.rows] = from.data[outputs[y.rows]!]!
       }
     })
   }

@@ -192,14 +192,14 @@ export function ask(engine: Engine, request: Request): { sequence: Sequence; ans
   const sequence = new Sequence(prompt, maxTokens, sampling, options)
   const soFar: Answer = { ids: [], logprobs: [], top: [], scored: [] }
   const answer = new Promise<Answer>(resolve => {
+    // The engine catches what its users throw: what is not right is to be seen in the answer.
     const over = (how: Partial<Answer>) => {
-      if (soFar.end || soFar.error) throw new Error('an answer ends once')
-      resolve(Object.assign(soFar, how))
+      const again = soFar.end || soFar.error ? { error: new Error('it ended twice') } : {}
+      resolve(Object.assign(soFar, how, again))
     }
     engine.submit({
       sequence,
       token: (id, logprob, top) => {
-        if (soFar.end || soFar.error) throw new Error('a token after the end')
         soFar.ids.push(id)
         soFar.logprobs.push(logprob)
         soFar.top.push(top)
@@ -212,7 +212,10 @@ export function ask(engine: Engine, request: Request): { sequence: Sequence; ans
       scored: (position, logprob) => {
         soFar.scored[position - 1] = logprob // again after preemption
       },
-      end: end => over({ end }),
+      end: end => {
+        const known = sequence.tokens.slice(prompt.length)
+        over(`${known}` === `${soFar.ids}` ? { end } : { end, error: new Error(`its sequence has ${known}`) })
+      },
       fail: error => over({ error }),
     })
   })
