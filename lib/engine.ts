@@ -148,16 +148,18 @@ export class Engine {
    *   ClosedError: the engine has ended
    */
   submit(job: Job): void {
-    if (this.#failure) throw this.#failure
-    const { promptLength, maxTokens } = job.sequence
-    this.#refuseTooLarge(this.#scheduler.pagesFor(promptLength, maxTokens), `${promptLength} + ${maxTokens} tokens`)
-    if (this.#scheduler.waiting >= this.#limits.maxQueue) {
-      throw busy(this.#limits.maxQueue)
-    }
+    this.refuse(job.sequence)
     this.#jobs.set(job.sequence, job)
-    this.#counts.promptTokens += promptLength
+    this.#counts.promptTokens += job.sequence.promptLength
     this.#scheduler.add(job.sequence)
     this.#start()
+  }
+
+  /** @throws what submit would throw now, if so many more came before */
+  refuse({ promptLength, maxTokens }: Sequence, before = 0): void {
+    if (this.#failure) throw this.#failure
+    this.#refuseTooLarge(this.#scheduler.pagesFor(promptLength, maxTokens), `${promptLength} + ${maxTokens} tokens`)
+    if (this.#scheduler.waiting + before >= this.#limits.maxQueue) throw busy(this.#limits.maxQueue)
   }
 
   /** Ends a job now, whatever state it is in; its pages are free for the next step. */

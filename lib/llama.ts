@@ -45,6 +45,8 @@ export class Llama {
   readonly #engine: Engine
   readonly #chat: ChatTemplate | undefined
   readonly #grammars: Grammars | undefined
+  /** Requests whose format is being compiled: they have a place in the queue. */
+  #compiling = 0
   #closed = false
 
   private constructor(device: Device, model: Model, config: LlamaConfig, text: Text, limits: EngineLimits) {
@@ -270,16 +272,16 @@ export class Llama {
       this.#engine.submit(answer)
     }
     if (mask) {
+      this.#engine.refuse(sequence, this.#compiling)
       answer.onToken = id =>
         mask.accept(
           id,
           () => this.#engine.wake(),
           error => this.#engine.fail(sequence, error),
         )
-      void mask
-        .open(this.#grammars!, wanted.format!, signal)
-        .then(submit)
-        .catch(error => ended || answer.fail(error))
+      const opened = mask.open(this.#grammars!, wanted.format!, signal).finally(() => this.#compiling--)
+      this.#compiling++
+      void opened.then(submit).catch(error => ended || answer.fail(error))
       return { generation, sequence }
     }
     try {

@@ -68,7 +68,8 @@ export interface GenerateOptions extends SamplingOptions {
   readonly priority?: number | undefined
   /**
    * Tokens guessed at once from what the text repeats (no second model), and verified in one step: 0 to 16. The answer is
-   * the same. Default 0: it pays off where answers quote their prompts.
+   * the same. Default 0: it pays off where answers quote their prompts. Not together with penalties, biases, minTokens or
+   * a format, with which nothing is guessed.
    */
   readonly promptLookup?: number | undefined
   /** What the answer has to look like. */

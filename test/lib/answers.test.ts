@@ -137,3 +137,30 @@ test('a long prompt in chunks does not stall the others', async () => {
   talking.abort()
   await listen
 })
+
+describe('formats', () => {
+  const yesOrNo = { type: 'regex', pattern: '(yes|no)' } as const
+  test('are kept, beside answers without one', async () => {
+    const [answer, plain] = await Promise.all([
+      llama.generate(prompt, { maxTokens: 8, format: yesOrNo }),
+      llama.generate(prompt, greedy),
+    ])
+    expect(answer).toMatchObject({ text: expect.stringMatching(/^(yes|no)$/), finishReason: 'stop' })
+    expect(plain).toEqual(await llama.generate(prompt, greedy))
+  })
+  test('wait in the queue while they are compiled', async () => {
+    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxQueue: 2 })
+    const taken = [1, 2].map(() => small.generate(prompt, { maxTokens: 8, format: yesOrNo }))
+    expect(() => small.generate(prompt, { format: yesOrNo })).toThrow(expect.objectContaining({ code: 'ERR_BUSY' }) as never)
+    for (const answer of taken) expect((await answer).text).toMatch(/^(yes|no)$/)
+    expect((await small.generate(prompt, { maxTokens: 8, format: yesOrNo })).text).toMatch(/^(yes|no)$/)
+  })
+  test('that cannot be: the request fails, typed; aborted while it is compiled: it ends', async () => {
+    await expect(llama.generate(prompt, { format: { type: 'regex', pattern: '(' } })).rejects.toMatchObject({
+      code: 'ERR_FORMAT_REGEX',
+    })
+    const early = llama.generate(prompt, { format: yesOrNo })
+    early.abort()
+    expect(await early).toMatchObject({ finishReason: 'abort', tokens: [] })
+  })
+})
