@@ -194,7 +194,7 @@ const plants: readonly Plant[] = [
   // Engine
   ['an abort frees no pages', 'lib/engine.ts', 'this.#scheduler.remove(sequence)', '', failures, 'of a request'],
   ['a row that is not finite is drawn from', 'lib/engine.ts', 'results.status[first + i] !== 0', 'false', failures],
-  ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting >= this.#limits.maxQueue', 'false', failures],
+  ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting + before >= this.#limits.maxQueue', 'false', failures],
   [
     'a step that was not enqueued is waited for',
     'lib/engine.ts',
