@@ -271,21 +271,19 @@ export class Engine {
       let flight: Flight | undefined
       while (this.#jobs.size > 0 || flight) {
         const began = performance.now()
-        if (flight?.work.some(needsToken)) {
-          await this.#settle(flight)
-          flight = undefined
-          continue
-        }
         const [first] = this.#evaluations
         const batch = this.#scheduler.schedule(first?.arrival)
         const next = batch.work.length > 0 ? this.#enqueue(batch) : undefined
-        const enqueued = performance.now()
-        if (next && !this.#limits.pipeline) await this.#settle(next)
-        else if (flight) await this.#settle(flight)
-        else if (batch.work.length === 0) await this.#woken()
-        if (flight || next) this.#counts.stepMilliseconds += performance.now() - began
-        this.#counts.hostMilliseconds += enqueued - began
-        flight = this.#limits.pipeline ? next : undefined
+        this.#counts.hostMilliseconds += performance.now() - began
+        if (flight) await this.#settle(flight)
+        else if (batch.work.length === 0) {
+          await this.#woken()
+          continue
+        }
+        const ahead = this.#limits.pipeline && !next?.work.some(needsToken)
+        if (next && !ahead) await this.#settle(next)
+        this.#counts.stepMilliseconds += performance.now() - began
+        flight = ahead ? next : undefined
       }
     } catch (error) {
       this.close(error as Error)
