@@ -8,7 +8,20 @@ import { Engine, type EngineLimits, type EngineStats } from '../../lib/engine.ts
 import type { SequenceOptions } from '../../lib/sequence.ts'
 import { Crowd, empty, guess, prompt, texts, tokens, turn } from './fake_crowd.ts'
 import { FakeDevice } from './fake_device.ts'
-import { ask, config, continuation, fault, greedy, limits, model, type Request, random, seeded, vocab } from './fake_model.ts'
+import {
+  ask,
+  config,
+  continuation,
+  fault,
+  faults,
+  greedy,
+  limits,
+  model,
+  type Request,
+  random,
+  seeded,
+  vocab,
+} from './fake_model.ts'
 
 const engineOf = (some: Partial<EngineLimits> = {}, device = new FakeDevice()) =>
   new Engine(device, model, config, { ...limits, ...some })
@@ -57,12 +70,7 @@ describe('the same answer', () => {
     const device = new FakeDevice()
     const engine = engineOf(limit, device)
     const answers = await Promise.all(asked.map(one => ask(engine, options ? { ...one, options: options(one) } : one).answer))
-    expect(
-      asked
-        .map((one, i) => fault(one, answers[i]!))
-        .filter(Boolean)
-        .slice(0, 3),
-    ).toEqual([])
+    expect(faults(asked, answers)).toEqual([])
     expect(engine.stats).toMatchObject(empty)
     expect(occurs.filter(one => !occurrences[one](engine.stats, device.calls))).toEqual([])
   })
@@ -194,12 +202,7 @@ describe('what requests ask of the logits', () => {
       return { ...base, ...Object.values(cases)[of(5)]!(i), options: { lockstep: of(4) === 0, scoresPrompt: of(4) === 0 } }
     })
     const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
-    expect(
-      asked
-        .map((one, i) => fault(one, answers[i]!))
-        .filter(Boolean)
-        .slice(0, 2),
-    ).toEqual([])
+    expect(faults(asked, answers)).toEqual([])
   })
 
   test('masks of tokens that are known later: it waits for them, and others go on', async () => {
@@ -226,12 +229,7 @@ describe('what requests ask of the logits', () => {
       return i % 3 === 0 ? base : masked(base)
     })
     const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
-    expect(
-      asked
-        .map((one, i) => fault(one, answers[i]!))
-        .filter(Boolean)
-        .slice(0, 2),
-    ).toEqual([])
+    expect(faults(asked, answers)).toEqual([])
   })
 })
 
@@ -249,7 +247,7 @@ test('more rows of logits than a step takes are for the next one', async () => {
   })
   const asked = [...scored, ...guessing]
   const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
-  expect(asked.map((one, i) => fault(one, answers[i]!)).filter(Boolean)).toEqual([])
+  expect(faults(asked, answers)).toEqual([])
 })
 
 test('those who wait for their tokens go together', async () => {
@@ -259,6 +257,6 @@ test('those who wait for their tokens go together', async () => {
     return { prompt: tokens(1 + of(15), of), maxTokens: 40, sampling: greedy, options: { lockstep: true } }
   })
   const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
-  expect(asked.map((one, i) => fault(one, answers[i]!)).filter(Boolean)).toEqual([])
+  expect(faults(asked, answers)).toEqual([])
   expect(engine.stats.steps).toBeLessThan(60)
 })

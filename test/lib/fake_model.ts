@@ -221,3 +221,10 @@ export function ask(engine: Engine, request: Request): { sequence: Sequence; ans
   })
   return { sequence, answer, soFar }
 }
+
+/** What is wrong with the first of them; nothing: []. */
+export const faults = (asked: readonly Request[], answers: readonly Answer[]): string[] =>
+  asked
+    .map((one, i) => fault(one, answers[i]!))
+    .filter(Boolean)
+    .slice(0, 3)
