@@ -188,7 +188,7 @@ export interface Program<R> {
   /** What the body returned. These tensors live outside the arena, in two copies: step n can be read while n + 1 runs. */
   readonly outputs: R
   readonly cost: readonly Cost[]
-  /** Bytes of device memory for activations and results. */
+  /** Bytes of device memory for activations, which all programs of a device share, and for results, which are its own. */
   readonly memory: number
   /** The kernels that it starts, on a GPU; empty on the CPU. */
   readonly launches: readonly Launch[]

@@ -69,7 +69,7 @@ Napi::Value ProgramClass::launches(const Napi::CallbackInfo& info) {
 
 Napi::Value ProgramClass::memory(const Napi::CallbackInfo& info) {
   receiver(info);
-  return Napi::Number::New(info.Env(), program ? double(program->memory->bytes) : 0);
+  return Napi::Number::New(info.Env(), program ? double(program->values_bytes + program->memory->bytes) : 0);
 }
 
 void ProgramClass::run(const Napi::CallbackInfo& info) {

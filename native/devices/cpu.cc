@@ -17,8 +17,6 @@ namespace cria {
 namespace {
 
 struct CpuProgram : Program {
-  size_t workspace = 0;  // bytes, the most that any command wants
-
   // Whether waking and waiting for other threads would cost more than they save: about 50 waits a step, which take a
   // microsecond on an idle machine and much more on a busy one, against a step of less than 1.5 ms. One core moves some
   // 10 GB/s and 50 GFLOP/s. The results are the same either way.
@@ -97,20 +95,16 @@ class CpuDevice final : public Device {
 
   std::shared_ptr<Program> prepare(const Recording& recording, const std::vector<int>& results, Keep keep) override {
     auto program = std::make_shared<CpuProgram>();
-    place(*program, recording, results, host_memory);
+    size_t workspace = 0;
+    for (const Command& c : recording.commands()) workspace = std::max(workspace, isa_.workspace(c, threads_));
+    place(*program, recording, results, workspace, arena_, host_memory);
     program->keep = std::move(keep);
-    for (const Command& c : program->commands[0])
-      program->workspace = std::max(program->workspace, isa_.workspace(c, threads_));
     return program;
   }
 
   void run(std::shared_ptr<Program> program) override {
     const auto& commands = program->commands[program->runs++ & 1];
     queue_.add([this, &commands, keep = std::static_pointer_cast<CpuProgram>(std::move(program))] {
-      if (keep->workspace > scratch_bytes_) {
-        scratch_ = host_memory(keep->workspace);
-        scratch_bytes_ = keep->workspace;
-      }
       std::atomic<size_t> last{
           commands.size()};  // worker 0 lowers it when the device is closing; all see it behind the barrier
       (keep->small() ? alone_ : team_)
@@ -122,7 +116,7 @@ class CpuDevice final : public Device {
                   w.barrier();
                 }
               },
-              scratch_ ? static_cast<std::byte*>(scratch_->data) : nullptr);
+              keep->workspace);
     });
   }
 
@@ -151,8 +145,7 @@ class CpuDevice final : public Device {
   const DType activation_;
   Team alone_{1};  // for small programs
   Team team_;      // worker 0 is the thread of the queue
-  std::shared_ptr<Buffer> scratch_;
-  size_t scratch_bytes_ = 0;
+  std::weak_ptr<Buffer> arena_;
   Queue queue_{"cpu"};  // last: its thread uses all of the above
 };
 

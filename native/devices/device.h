@@ -54,7 +54,11 @@ struct Program {
   std::vector<Command> commands[2];  // alike but for the addresses of results
   std::vector<int> results;          // values returned from the recording
   std::vector<void*> addresses[2];   // of each result
-  std::shared_ptr<Buffer> memory;    // arena, then the two copies of the results
+  std::shared_ptr<Buffer> arena;     // what no program needs after it has run: all that are alive share it
+  std::shared_ptr<Buffer> memory;    // two copies of the results
+  size_t values_bytes = 0;           // of it: what commands leave for each other, and then
+  std::byte* workspace = nullptr;    // what each needs for itself
+  size_t workspace_bytes = 0;
   Keep keep;
   int64_t runs = 0;
   virtual ~Program() = default;
@@ -97,9 +101,10 @@ class Device {
   virtual void close() = 0;  // stops within one command; reads that wait are rejected with ERR_CLOSED
 };
 
-// Plans memory and fills in every address: the part of prepare() that all devices share.
-void place(Program& program, const Recording& recording, const std::vector<int>& results,
-           const std::function<std::shared_ptr<Buffer>(size_t)>& allocate);
+// Plans memory and fills in every address: the part of prepare() that all devices share. workspace: bytes for commands.
+// shared: the arena of the programs before; a larger one takes its place when it is too small.
+void place(Program& program, const Recording& recording, const std::vector<int>& results, size_t workspace,
+           std::weak_ptr<Buffer>& shared, const std::function<std::shared_ptr<Buffer>(size_t)>& allocate);
 
 struct DeviceReport {
   std::string device;

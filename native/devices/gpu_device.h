@@ -99,14 +99,12 @@ class GpuDevice final : public Device {
           },
           command);
     auto program = std::make_shared<Recorded>();
-    place(*program, recording, results, [&](size_t bytes) { return std::make_shared<Memory>(runtime_, bytes, false); });
+    place(*program, recording, results, workspace_bytes, arena_,
+          [&](size_t bytes) { return std::make_shared<Memory>(runtime_, bytes, false); });
     program->keep = std::move(keep);
-    const auto scratch = std::make_shared<Memory>(runtime_, workspace_bytes, false);
-    program->keep.push_back(scratch);
     for (size_t i = 0; i < 2; i++)
       program->graphs[i] = runtime_->record([&](const Stream& stream) {
-        const Gpu gpu{stream, &runtime_->chip(), static_cast<std::byte*>(scratch->data),
-                      static_cast<uint32_t*>(counters_->data)};
+        const Gpu gpu{stream, &runtime_->chip(), program->workspace, static_cast<uint32_t*>(counters_->data)};
         for (const Command& command : program->commands[i])
           std::visit([&](const auto& op) { CRIA_MACHINE::run(op, gpu); }, command);
       });
@@ -115,6 +113,7 @@ class GpuDevice final : public Device {
   void run(std::shared_ptr<Program> program) override {
     const auto& recorded = static_cast<const Recorded&>(*program);
     const auto graph = recorded.graphs[program->runs++ & 1];
+    runtime_->forget(program->arena->data, program->values_bytes + program->workspace_bytes, program);
     runtime_->replay(graph, std::move(program));
   }
 
@@ -197,6 +196,7 @@ class GpuDevice final : public Device {
   const std::shared_ptr<Runtime> runtime_;
   const bool fuses_;
   const std::shared_ptr<Buffer> counters_;
+  std::weak_ptr<Buffer> arena_;
 };
 
 }  // namespace cria::CRIA_MACHINE

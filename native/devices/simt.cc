@@ -65,6 +65,9 @@ class HostRuntime final : public Runtime {
     }
     std::free(static_cast<unsigned char*>(memory) - kCanary);
   }
+  void forget(void* memory, size_t bytes, Kept kept) override {
+    queue_.add([memory, bytes, kept = std::move(kept)] { std::memset(memory, 0xff, bytes); });
+  }
   void write(void* to, const void* from, size_t bytes, Kept kept) override {
     const auto* first = static_cast<const std::byte*>(from);
     queue_.add([to, kept = std::move(kept), data = std::vector<std::byte>(first, first + bytes)] {

@@ -34,6 +34,8 @@ class Runtime {
   // Memory is free again after the work that was given before release(), which never throws.
   virtual void* allocate(size_t bytes, bool zero) = 0;
   virtual void release(void* memory) = 0;
+  // Nobody may rely on what is there: the emulated machine makes it NaN.
+  virtual void forget(void* /*memory*/, size_t /*bytes*/, Kept /*kept*/) {}
   virtual void write(void* to, const void* from, size_t bytes, Kept kept) = 0;  // copies `from` before it returns
   // `kept` owns `from`, which may be a mapped file: it is read ahead. Ends early when the device is closed.
   virtual void upload(void* to, const void* from, size_t bytes, Kept kept) = 0;

@@ -190,6 +190,57 @@ describe('the arena', () => {
   })
 })
 
+describe.each(['cpu', 'simt'] as const)('programs share memory for what they do not return, on %s', name => {
+  const device = open(name)
+  afterAll(() => device[Symbol.dispose]())
+  const x = device.tensor('bf16', [8, 64])
+  device.write(
+    x,
+    new Uint16Array(8 * 64).map((_, i) => 0x3f80 + (i % 100)),
+  )
+  const weight = device.random([64, 64], 1, 1)
+  const chain = (length: number) =>
+    device.record(op => {
+      const values: BF16[] = [x]
+      for (let i = 0; i < length; i++) values.push(op.linear(values.at(-1)!, weight))
+      return values.at(-1)! // all that are in between lie in the arena
+    })
+  const y = async (program: ReturnType<typeof chain>) => {
+    program.run()
+    return Buffer.from(await device.read(program.outputs, new Uint8Array(8 * 64 * 2))).toString('hex')
+  }
+
+  test('in turns, the larger one first or last', async () => {
+    const alone = [await y(chain(2)), await y(chain(5))]
+    expect(new Set(alone).size).toBe(2)
+    for (const [first, second] of [
+      [2, 5],
+      [5, 2],
+    ] as const) {
+      // biome-ignore format: a table
+      const [a, b] = [chain(first), chain(second)]
+      const expected = [first, second].map(length => alone[length === 2 ? 0 : 1])
+      for (let i = 0; i < 3; i++) expect(await Promise.all([y(a), y(b)])).toEqual(expected)
+      a[Symbol.dispose]()
+      for (let i = 0; i < 3; i++) expect(await y(b)).toBe(expected[1])
+    }
+  })
+})
+
+test('a second program takes memory for its results only', () => {
+  const emulated = open('simt')
+  const x = emulated.tensor('bf16', [8, 64])
+  const weight = emulated.random([64, 64], 1, 1)
+  const chain = () => emulated.record(op => op.linear(op.linear(op.linear(x, weight), weight), weight))
+  const free = () => emulated.freeMemory
+  const [before, first, between] = [free(), chain(), free()]
+  const second = chain()
+  expect(between - free()).toBe(2 * 8 * 64 * 2)
+  expect(before - between).toBeGreaterThanOrEqual(4 * 8 * 64 * 2)
+  for (const program of [first, second]) program[Symbol.dispose]()
+  emulated[Symbol.dispose]()
+})
+
 test('cost: the bytes that each command must move and its operations', () => {
   const x = device.tensor('bf16', [3, 32])
   const residual = device.tensor('f32', [3, 40])
