@@ -120,13 +120,13 @@ export class Engine {
   }
 
   /**
-   * Records the programs that every answer needs, so that no step has to: for one token up to all sequences, and for a
-   * full step. @throws DeviceError ERR_OUT_OF_MEMORY
+   * Records the programs that every answer needs, so that no step has to: for any number of tokens. The largest first: its
+   * memory does for all. @throws DeviceError ERR_OUT_OF_MEMORY
    */
   warmUp(): void {
-    for (let tokens = 1; tokens < this.#limits.maxSequences; tokens *= 2) this.#programs.generation({ tokens })
-    this.#programs.generation({ tokens: this.#limits.maxSequences })
-    this.#programs.generation({ tokens: this.#limits.maxBatchTokens })
+    for (let tokens = this.#limits.maxBatchTokens; tokens > 1; tokens = Math.ceil(tokens / 2))
+      this.#programs.generation({ tokens })
+    this.#programs.generation({ tokens: 1 })
   }
 
   get stats(): EngineStats {
@@ -321,20 +321,23 @@ export class Engine {
 
   async #settle(flight: Flight): Promise<void> {
     const results = await flight.results
+    const began = performance.now()
     this.#counts.steps++
     let row = 0
     for (const work of flight.work) {
       if (this.#jobs.has(work.sequence)) this.#settleWork(work, row, results)
       row += work.rows
     }
+    this.#counts.hostMilliseconds += performance.now() - began
   }
 
   /** row: the first one of this work. */
   #settleWork(work: Work, row: number, results: Results): void {
-    const { sequence, rows, guesses, samples } = work
+    const { sequence, rows, guesses } = work
     const first = row + rows - 1 - guesses.length
-    if (samples && results.status[first] !== 0) {
-      this.#failNotFinite(sequence, results.logprobs[first]!)
+    const failed = results.status.subarray(row, first + 1).findIndex(status => status !== 0)
+    if (failed >= 0) {
+      this.#failNotFinite(sequence, work.to - rows + failed + 1, results.logprobs[row + failed]!)
       return
     }
     const tokens = this.#scheduler.settle(work, results.ids.subarray(row, row + rows))
@@ -349,7 +352,7 @@ export class Engine {
       for (const [i, id] of tokens.entries()) {
         if (!this.#jobs.has(sequence)) return // its user has aborted it meanwhile
         if (results.status[first + i] !== 0) {
-          this.#failNotFinite(sequence, results.logprobs[first + i]!)
+          this.#failNotFinite(sequence, sequence.tokens.length, results.logprobs[first + i]!)
           return
         }
         this.#counts.generatedTokens++
@@ -365,8 +368,8 @@ export class Engine {
   }
 
   /** logprob: of the raw logits; a number where it is the rules that left nothing. */
-  #failNotFinite(sequence: Sequence, logprob: number): void {
-    const where = `after ${sequence.tokens.length} tokens`
+  #failNotFinite(sequence: Sequence, tokens: number, logprob: number): void {
+    const where = `after ${tokens} tokens`
     const error =
       sequence.sampling.rules && !Number.isNaN(logprob)
         ? new NumericError('ERR_NO_TOKEN', `${where} no token is allowed: format, logitBias or minTokens rule out all of them`)

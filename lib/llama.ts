@@ -45,6 +45,7 @@ export class Llama {
   readonly #engine: Engine
   readonly #chat: ChatTemplate | undefined
   readonly #grammars: Grammars | undefined
+  readonly #maxQueue: number
   /** Requests whose format is being compiled: they have a place in the queue. */
   #compiling = 0
   #closed = false
@@ -57,6 +58,7 @@ export class Llama {
     this.#device = device
     this.#engine = new Engine(device, model, config, limits)
     this.#chat = text.chat
+    this.#maxQueue = limits.maxQueue
     this.#grammars = text.tokenizer && new Grammars(text.tokenizer, config.vocab, config.stopTokens)
   }
 
@@ -99,10 +101,12 @@ export class Llama {
     const device = open(name, { threads: options.threads, activations: options.activations, fuse: options.fuse })
     try {
       const memory = devices().find(report => report.device === device.name)?.memory
-      const limits = limitsFor(config, options, { memory, gpu: device.name !== 'cpu' })
-      const { pages, pageSize } = limits
+      const gpu = device.freeMemory !== Number.POSITIVE_INFINITY
+      const limits = (free?: number) => limitsFor(config, options, { memory, gpu, free: gpu ? free : undefined })
+      const { pages, pageSize } = limits(0)
       const cache = pages * pageSize * config.layers * config.kvHeads * config.headDim * 2 * 2
-      const llama = new Llama(device, await weights(device, cache), config, text, limits)
+      const model = await weights(device, cache)
+      const llama = new Llama(device, model, config, text, limits(device.freeMemory))
       llama.#engine.warmUp()
       return llama
     } catch (error) {
@@ -125,7 +129,7 @@ export class Llama {
   /**
    * Several answers to one prompt, which is computed once. With a seed, the answer i draws with seed + i; the
    * log-probabilities of the prompt come with the first one.
-   * @throws as generate; InputError ERR_OPTION_RANGE: count is not a whole number from 1 to 128
+   * @throws as generate; InputError ERR_OPTION_RANGE: count is not a whole number from 1 to 128, or above maxQueue
    */
   generateMany(prompt: string | readonly number[], count: number, options: GenerateOptions = {}): Generation[] {
     this.#check()
@@ -218,6 +222,10 @@ export class Llama {
     if (!(Number.isInteger(count) && count >= 1 && count <= mostAnswers)) {
       const expected = `a whole number from 1 to ${mostAnswers}`
       throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${show(count)}, expected ${expected}`)
+    }
+    if (count > this.#maxQueue) {
+      const way = `ask for at most ${this.#maxQueue} at once, or load with a larger maxQueue`
+      throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${count}, more than may wait; ${way}`)
     }
     const { seed } = options
     const started: { generation: Generation; sequence: Sequence }[] = []

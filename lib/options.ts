@@ -35,8 +35,9 @@ export interface LoadOptions {
   /** Whether a step is prepared while the one before it runs. The answer is the same. Default true. */
   readonly pipeline?: boolean | undefined
   /**
-   * Tokens that the key/value cache holds, of all sequences together. Default: full contexts for maxSequences, or what
-   * fits into a quarter of the device's memory if that is less, and at least one context.
+   * Tokens that the key/value cache holds, of all sequences together. Default: full contexts for maxSequences, or if that
+   * is less, what the weights leave of a GPU's memory but for a tenth of it, or a quarter of the machine's; and at least
+   * one context.
    */
   readonly kvCacheTokens?: number | undefined
   /** Tokens of a page of the key/value cache; default 16. */
@@ -182,6 +183,8 @@ export interface Machine {
   /** Bytes. */
   readonly memory?: number | undefined
   readonly gpu?: boolean | undefined
+  /** Bytes that are left when the weights are there; absent where weights and cache have no memory of their own. */
+  readonly free?: number | undefined
 }
 
 /**
@@ -191,7 +194,7 @@ export interface Machine {
 export function limitsFor(
   config: LlamaConfig,
   options: LoadOptions,
-  { memory = 2 ** 34, gpu = false }: Machine = {},
+  { memory = 2 ** 34, gpu = false, free }: Machine = {},
 ): EngineLimits {
   const context = options.contextLength ?? config.context
   whole('contextLength', context, 1, config.context)
@@ -203,7 +206,8 @@ export function limitsFor(
     throw new InputError('ERR_OPTION_RANGE', `maxBatchTokens is ${maxBatchTokens}, expected ${expected}`)
   }
   const bytesPerToken = config.layers * config.kvHeads * config.headDim * 2 * (options.activations === 'f32' ? 4 : 2)
-  const affordable = Math.max(context, Math.floor(memory / 4 / bytesPerToken))
+  // Of a GPU's memory a tenth stays for activations, which come after the cache; the CPU's has other users.
+  const affordable = Math.max(context, Math.floor((free === undefined ? memory / 4 : free - memory / 10) / bytesPerToken))
   const tokens = options.kvCacheTokens ?? Math.min(maxSequences * context, affordable)
   if (tokens * bytesPerToken > memory) {
     const needs = `a key/value cache of ${tokens} tokens takes ${tokens * bytesPerToken} bytes, and the device has ${memory}`
@@ -254,9 +258,14 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
     throw new InputError('ERR_OPTION_RANGE', 'ignoreEos is true, expected false: a format ends with a stop token')
   }
   const maxTokens = Math.min(options.maxTokens ?? room, room)
+  const minTokens = options.minTokens ?? 0
+  if (minTokens > maxTokens) {
+    const why = maxTokens === options.maxTokens ? 'maxTokens' : 'what the context has room for'
+    throw new InputError('ERR_OPTION_RANGE', `minTokens is ${minTokens}, expected at most ${maxTokens} (${why})`)
+  }
   return {
     maxTokens,
-    minTokens: Math.min(options.minTokens ?? 0, maxTokens),
+    minTokens,
     sampling: samplingParameters(options, config.defaults),
     logits: logitRules(options, config.vocab),
     topLogprobs: options.topLogprobs ?? 0,

@@ -61,7 +61,7 @@ export class Programs {
     const { maxSequences, maxPages } = this.#limits
     const size = bucket(tokens)
     const seqs = Math.min(size, maxSequences)
-    const outputs = Math.max(seqs, bucket(rows))
+    const outputs = rows <= seqs ? seqs : bucket(rows)
     const room = edits === undefined ? 0 : bucket(Math.max(edits, 256))
     // Log-probabilities are those before the edits.
     const scored = scores || room > 0

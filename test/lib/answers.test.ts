@@ -29,6 +29,13 @@ describe('several answers', () => {
     const error = { code: 'ERR_OPTION_RANGE', message: expect.stringContaining('expected a whole number from 1 to 128') }
     expect(() => llama.generateMany(prompt, count)).toThrow(expect.objectContaining(error) as never)
   })
+  test('of more than may wait, too: they could never start', async () => {
+    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxQueue: 3 })
+    const message = 'the count of answers is 4, more than may wait; ask for at most 3 at once, or load with a larger maxQueue'
+    const error = { code: 'ERR_OPTION_RANGE', message }
+    expect(() => small.generateMany(prompt, 4)).toThrow(expect.objectContaining(error) as never)
+    expect(await Promise.all(small.generateMany(prompt, 3, { maxTokens: 1 }))).toHaveLength(3)
+  })
 })
 
 describe('log-probabilities', () => {

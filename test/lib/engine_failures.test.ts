@@ -171,6 +171,19 @@ describe('logits that are not finite', () => {
     expect(engine.stats).toMatchObject(empty)
   })
 
+  test.each([64, 3])('a row of a prompt that is scored, %d tokens at once', async maxBatchTokens => {
+    const reference = new Reference()
+    const hash = bad.prompt.map(token => reference.push(token))[4]!
+    const engine = engineOf({ maxBatchTokens, maxSequences: 3 }, { notFinite: new Set([hash]) })
+    const scored = { ...bad, options: { scoresPrompt: true } }
+    const [failed, right] = await soon(Promise.all([scored, bad].map(one => ask(engine, one).answer)))
+    expect(failed).toMatchObject({
+      ids: [],
+      error: { code: 'ERR_NOT_FINITE', message: expect.stringContaining('after 5 tokens') },
+    })
+    expect(fault(bad, right!)).toBe('')
+  })
+
   test('a row that nobody draws from may be', async () => {
     const request = {
       ...bad,

@@ -260,3 +260,20 @@ test('those who wait for their tokens go together', async () => {
   expect(faults(asked, answers)).toEqual([])
   expect(engine.stats.steps).toBeLessThan(60)
 })
+
+test('after warmUp() nothing is recorded for requests without wishes, however many tokens there are', async () => {
+  const device = new FakeDevice({ seed: 3 })
+  const engine = new Engine(device, model, config, { ...limits, maxSequences: 13, maxBatchTokens: 50, pages: 400 })
+  engine.warmUp()
+  const recorded = device.calls.record
+  expect(recorded).toBe(7) // of 1, 2, 4, 8, 16, 32, 64 tokens
+  const of = random(8)
+  for (let i = 0; i < 30; i++) {
+    const asked = Array.from({ length: 1 + of(20) }, (): Request => {
+      return { prompt: tokens(1 + of(50), of), maxTokens: 1 + of(9), sampling: seeded(i) }
+    })
+    const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
+    expect(faults(asked, answers)).toEqual([])
+  }
+  expect(device.calls.record).toBe(recorded)
+})

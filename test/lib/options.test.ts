@@ -113,6 +113,13 @@ describe('generate', () => {
     expect(() => generate(options)).toThrow(error as never)
   })
 
+  test('minTokens beyond the end', () => {
+    const wrong = (value: number, least: string) => ({ name: 'minTokens', value, code: 'ERR_OPTION_RANGE', expected: least })
+    refused(() => generate({ maxTokens: 5, minTokens: 6 }), wrong(6, 'at most 5 (maxTokens)'))
+    refused(() => generate({ maxTokens: 50, minTokens: 34 }, 33), wrong(34, 'at most 33 (what the context has room for)'))
+    refused(() => generate({ minTokens: 101 }), wrong(101, 'at most 100 (what the context has room for)'))
+  })
+
   test('every option may be undefined, and is filled in', () => {
     const names = ['maxTokens', 'stop', 'stopTokens', 'ignoreEos', 'signal', 'temperature', 'topP', 'topK', 'minP', 'seed']
     const filled = generate(Object.fromEntries(names.map(name => [name, undefined])))
@@ -133,6 +140,7 @@ describe('generate', () => {
     const { signal } = new AbortController()
     expect(generate({ maxTokens: 7, stop: 'a', signal })).toMatchObject({ maxTokens: 7, stop: ['a'], signal })
     expect(generate({ maxTokens: 1e9 }, 33).maxTokens).toBe(33) // the end of the context
+    expect(generate({ maxTokens: 1e9, minTokens: 33 }, 33).minTokens).toBe(33)
     expect(generate({ stop: ['a', 'b'] }).stop).toEqual(['a', 'b'])
     expect([...generate({ stopTokens: [0, 128255] }).stopTokens]).toEqual([128001, 128009, 0, 128255])
     expect([...generate({ ignoreEos: true, stopTokens: [5] }).stopTokens]).toEqual([5])
@@ -175,7 +183,7 @@ describe('load', () => {
 })
 
 describe('sizes of the engine', () => {
-  test('defaults: the whole context, 16 sequences, on a GPU 256, pages of 16 tokens, a quarter of the memory', () => {
+  test('defaults: the whole context, 16 sequences, pages of 16 tokens, a quarter of the memory', () => {
     const bytes = 131072 // of a token, DESIGN.md section 7
     const sizes = {
       context: 8192,
@@ -186,12 +194,20 @@ describe('sizes of the engine', () => {
       prefixCache: true,
       pipeline: true,
     }
-    const gpu = { ...sizes, maxSequences: 256, maxBatchTokens: 2048, pages: 16384 }
-    expect(limitsFor(config, {}, { memory: 2 ** 37, gpu: true })).toEqual(gpu)
     expect(limitsFor(config, {}, { memory: 2 ** 37 })).toEqual({ ...sizes, pages: (16 * 8192) / 16 })
     expect(limitsFor(config, {}, { memory: 4 * bytes * 10000 })).toEqual({ ...sizes, pages: 625 })
     expect(limitsFor(config, {}, { memory: 8192 * bytes })).toEqual({ ...sizes, pages: 512 }) // one context at least
     expect(limitsFor(config, { activations: 'f32' }, { memory: 4 * bytes * 20000 })).toEqual({ ...sizes, pages: 625 })
+  })
+
+  test('defaults on a GPU: 256 sequences, and what the weights leave of the memory but for a tenth of it', () => {
+    const sizes = { maxSequences: 256, maxBatchTokens: 2048 }
+    const pagesOf = (memory: number, free: number, options = {}) =>
+      limitsFor(config, options, { memory: memory * 131072, free: free * 131072, gpu: true })
+    expect(pagesOf(160_000, 80_000)).toMatchObject({ ...sizes, pages: (80_000 - 16_000) / 16 })
+    expect(pagesOf(1e9, 9e8)).toMatchObject({ ...sizes, pages: (256 * 8192) / 16 }) // full contexts for all
+    for (const free of [0, 20_000]) expect(pagesOf(160_000, free).pages).toBe(512) // one context at least
+    expect(pagesOf(160_000, 80_000, { kvCacheTokens: 100_000 }).pages).toBe(6250)
   })
 
   test('what is given', () => {
