@@ -5,12 +5,13 @@ import type { Command } from 'commander'
 import { InputError } from '../errors.ts'
 import { follow } from './follow.ts'
 import { load } from './load.ts'
-import { generateOptions, type LoadFlags, loadOptions, type SamplingFlags, samplingOptions } from './options.ts'
+import { generateOptions, type LoadFlags, loadOptions, type SamplingFlags, samplingOptions, whole } from './options.ts'
 import type { Stop } from './stop.ts'
 import { duration, note } from './terminal.ts'
 
 interface Flags extends LoadFlags, SamplingFlags {
   readonly json?: boolean
+  readonly topLogprobs?: number
   readonly quiet?: boolean
 }
 
@@ -21,7 +22,8 @@ Ctrl-C ends the generation with what there is (exit code 130); a second one leav
 Examples:
   $ cria generate demo 'The old house stood' --max-tokens 40 --seed 1
   $ cria generate ./Meta-Llama-3-8B < prompt.txt > continuation.txt
-  $ cria generate ./Meta-Llama-3-8B 'Q: What is a cria?' --stop Q: --temperature 0 --json`
+  $ cria generate ./Meta-Llama-3-8B 'Q: What is a cria?' --stop Q: --temperature 0 --json
+  $ cria generate ./Meta-Llama-3-8B 'A number: ' --format 'regex:[0-9]{1,9}'`
 
 export function addGenerate(program: Command, stop: Stop): void {
   const command = program
@@ -32,6 +34,7 @@ export function addGenerate(program: Command, stop: Stop): void {
   samplingOptions(command)
   loadOptions(command)
     .option('--json', 'print the completion as one JSON object at the end instead')
+    .option('--top-logprobs <n>', 'with --json: the n most probable tokens at each place, up to 20', whole(0, 20))
     .option('--quiet', 'no figures on stderr')
     .addHelpText('after', help)
     .action(async (model: string, prompt: string | undefined, flags: Flags) => {
@@ -56,7 +59,7 @@ async function generate(model: string, prompt: string, flags: Flags, stop: Stop)
       process.stdout.write(piece)
       last = piece
     }
-    const generation = llama.generate(prompt, generateOptions(flags))
+    const generation = llama.generate(prompt, { ...generateOptions(flags), topLogprobs: flags.topLogprobs })
     const { completion, timing } = await follow(generation, stop, flags.json ? () => {} : write)
     if (flags.json) {
       const { firstTokenMilliseconds, tokensPerSecond } = timing

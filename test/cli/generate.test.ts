@@ -1,6 +1,8 @@
 import { spawnSync } from 'node:child_process'
-import { closeSync, openSync, readFileSync } from 'node:fs'
-import { describe, expect, test } from '@jest/globals'
+import { closeSync, mkdtempSync, openSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import { afterAll, describe, expect, test } from '@jest/globals'
 import { Cria, cria, main } from './cria.ts'
 
 interface Golden {
@@ -53,6 +55,38 @@ describe('text', () => {
   })
 })
 
+describe('what the text has to be', () => {
+  const folder = mkdtempSync(join(tmpdir(), 'cria-format-'))
+  afterAll(() => rmSync(folder, { recursive: true }))
+  const file = (name: string, text: string) => {
+    writeFileSync(join(folder, name), text)
+    return join(folder, name)
+  }
+  const schema = '{"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]}'
+  test.each([
+    ['a pattern', 'regex:[0-9]{3}:[a-c]', /^\d{3}:[a-c]$/],
+    ['a schema', `schema:${file('schema.json', schema)}`, /^\{\s*"a": ?1.*\}$/],
+    ['a grammar', `grammar:${file('a.ebnf', 'root ::= "yes" | "no"')}`, /^(yes|no)$/],
+    ['JSON', 'json', /^\s*[{["\dtfn-]/], // which need not end within 99 tokens
+  ])('%s', async (_, format, expected) => {
+    const args = ['generate', 'demo', first.text, ...greedy, '--max-tokens', '99', '--format', format, '--quiet']
+    const { code, stdout, stderr } = await cria(args)
+    expect(stdout).toMatch(expected)
+    expect([code, stderr]).toEqual([0, ''])
+  })
+
+  test('penalties and log-probabilities', async () => {
+    const args = ['generate', 'demo', first.text, '--temperature', '0', '--max-tokens', '40', '--json', '--top-logprobs', '3']
+    const penalties = ['--repetition-penalty', '1.5', '--frequency-penalty', '1', '--presence-penalty', '1', '--min-tokens', '9']
+    const [plain, other] = await Promise.all([cria(args), cria([...args, ...penalties])])
+    const [a, b] = [plain, other].map(({ stdout }) => JSON.parse(stdout))
+    expect(b.text).not.toBe(a.text)
+    expect(a.topLogprobs.map((top: unknown[]) => top.length)).toEqual(a.tokens.map(() => 3))
+    const lookup = await cria([...args, '--prompt-lookup', '8'])
+    expect(JSON.parse(lookup.stdout).tokens).toEqual(a.tokens)
+  })
+})
+
 describe('what goes wrong', () => {
   test('a folder that is not there: one line with its path, the code and a name that works', async () => {
     const { code, stdout, stderr } = await cria(['generate', '/no/such/model', 'x'])
@@ -85,6 +119,9 @@ describe('what goes wrong', () => {
     [['generate', 'demo', 'x', '--bogus'], '--bogus'],
     [['generate', 'demo', 'x', '--temperature', 'hot'], "'hot' is invalid"],
     [['generate', 'demo', 'x', '--max-tokens', '0'], 'a whole number from 1 on'],
+    [['generate', 'demo', 'x', '--format', 'yaml'], 'Expected json, schema:FILE, regex:PATTERN or grammar:FILE.'],
+    [['generate', 'demo', 'x', '--format', 'schema:/no/such/file'], "no such file or directory, open '/no/such/file'"],
+    [['generate', 'demo', 'x', '--presence-penalty', '3'], 'a number from -2 to 2'],
     [['generate'], "argument 'model'"],
     [['bogus'], "command 'bogus'"],
   ])('wrong usage: %j', async (args, text) => {
