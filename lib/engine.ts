@@ -1,7 +1,8 @@
 /** The loop: schedule -> write the step -> run -> read the tokens of the step before -> settle them. */
 import type { Device, KvLayer } from '../binding.d.ts'
 import type { LlamaConfig } from './config.ts'
-import { BusyError, ClosedError, InputError, NumericError } from './errors.ts'
+import { ClosedError, InputError, NumericError } from './errors.ts'
+import { busy, Evaluations } from './evaluations.ts'
 import { Pages } from './pages.ts'
 import { Programs } from './programs.ts'
 import { type Results, readResults, sizeOf, type TokenLogprob, topOf } from './results.ts'
@@ -75,29 +76,17 @@ interface Flight {
   readonly results: Promise<Results>
 }
 
-/** An evaluation that waits for pages. */
-interface Waiting {
-  readonly pages: number
-  /** Sequences that arrived before it go first. */
-  readonly arrival: number
-  take(pages: number[]): void
-  fail(error: unknown): void
-}
-
-/** Rows of logits that an evaluation computes at once: 128 x 128256 x 4 bytes are 66 MB. */
-const evaluationRows = 128
-/** Of an evaluation: 2^32 bytes, which every version of Node allows in one array. */
-const mostLogits = 2 ** 30
+/** Milliseconds that a step waits for masks: most take a tenth of it, and a slow one must not hold up everybody. */
+const patience = 1
 
 export class Engine {
   readonly #device: Device
-  readonly #vocab: number
   readonly #pages: Pages
   readonly #scheduler: Scheduler
   readonly #programs: Programs
   readonly #kv: readonly KvLayer[]
   readonly #jobs = new Map<Sequence, Job>()
-  readonly #evaluations = new Set<Waiting>()
+  readonly #evaluations: Evaluations
   readonly #counts = { promptTokens: 0, generatedTokens: 0, steps: 0, stepMilliseconds: 0, hostMilliseconds: 0 }
   readonly #limits: EngineLimits
   #looping = false
@@ -106,7 +95,6 @@ export class Engine {
 
   constructor(device: Device, model: Model, config: LlamaConfig, limits: EngineLimits) {
     this.#device = device
-    this.#vocab = config.vocab
     // The cache first: when it is too large for the device, nothing of its size has been made yet.
     const shape = [limits.pages, config.kvHeads, limits.pageSize, config.headDim]
     const cache = () => device.tensor(device.activation, shape) as KvLayer['k']
@@ -117,6 +105,16 @@ export class Engine {
     const maxRows = limits.maxSequences + mostMoreRows
     this.#programs = new Programs(device, model, this.#kv, { maxSequences: limits.maxSequences, maxPages, maxRows })
     this.#limits = limits
+    this.#evaluations = new Evaluations({
+      device,
+      vocab: config.vocab,
+      pages: this.#pages,
+      scheduler: this.#scheduler,
+      programs: this.#programs,
+      maxQueue: limits.maxQueue,
+      released: () => this.#released(),
+      check: () => this.#check(),
+    })
   }
 
   /**
@@ -157,7 +155,7 @@ export class Engine {
 
   /** @throws what submit would throw now, if so many more came before */
   refuse({ promptLength, maxTokens }: Sequence, before = 0): void {
-    if (this.#failure) throw this.#failure
+    this.#check()
     this.#refuseTooLarge(this.#scheduler.pagesFor(promptLength, maxTokens), `${promptLength} + ${maxTokens} tokens`)
     if (this.#scheduler.waiting + before >= this.#limits.maxQueue) throw busy(this.#limits.maxQueue)
   }
@@ -177,38 +175,15 @@ export class Engine {
    * @throws as submit
    */
   async evaluate(tokens: readonly number[], signal?: AbortSignal): Promise<Float32Array> {
-    const needed = this.#pages.needed(tokens.length)
-    this.#refuseTooLarge(needed, `${tokens.length} tokens`)
-    if (tokens.length * this.#vocab > mostLogits) {
-      const found = `the logits of ${tokens.length} tokens are ${tokens.length} x ${this.#vocab} numbers`
-      const most = Math.floor(mostLogits / this.#vocab)
-      throw new InputError('ERR_PROMPT_TOO_LONG', `${found}, more than an array holds; evaluate at most ${most} tokens at a time`)
-    }
-    const pages = await this.#takePages(needed, signal)
-    try {
-      const all = new Float32Array(tokens.length * this.#vocab)
-      for (let from = 0; from < tokens.length; from += evaluationRows) {
-        if (this.#failure) throw this.#failure
-        signal?.throwIfAborted()
-        const to = Math.min(tokens.length, from + evaluationRows)
-        const { buffers, program } = this.#programs.evaluation(to - from)
-        buffers.writeEvaluation(tokens, from, to, pages, this.#pages.size)
-        program.run()
-        await this.#device.read(program.outputs, all.subarray(from * this.#vocab, to * this.#vocab))
-      }
-      return all
-    } finally {
-      this.#pages.release(pages)
-      this.#released()
-    }
+    this.#refuseTooLarge(this.#pages.needed(tokens.length), `${tokens.length} tokens`)
+    return this.#evaluations.run(tokens, signal)
   }
 
   /** Ends every job with `error` and refuses all later ones. */
   close(error: Error = new ClosedError('ERR_CLOSED', 'the model was closed')): void {
     this.#failure ??= error
     for (const sequence of [...this.#jobs.keys()]) this.#finish(sequence)?.fail(this.#failure)
-    for (const waiting of this.#evaluations) waiting.fail(this.#failure)
-    this.#evaluations.clear()
+    this.#evaluations.fail(this.#failure)
     this.#released()
   }
 
@@ -219,37 +194,12 @@ export class Engine {
     throw new InputError('ERR_OPTION_KV_CACHE', `${what} never fit into a key/value cache of ${size} tokens; ${way}`)
   }
 
-  /** Waits, first come, first served, also among sequences that have not started. */
-  async #takePages(pages: number, signal: AbortSignal | undefined): Promise<number[]> {
+  #check(): void {
     if (this.#failure) throw this.#failure
-    signal?.throwIfAborted()
-    if (this.#evaluations.size >= this.#limits.maxQueue) throw busy(this.#limits.maxQueue)
-    let stop!: () => void
-    try {
-      return await new Promise<number[]>((take, fail) => {
-        const waiting = { pages, arrival: this.#scheduler.arrived, take, fail }
-        stop = () => {
-          this.#evaluations.delete(waiting)
-          fail(signal!.reason)
-          this.#released()
-        }
-        signal?.addEventListener('abort', stop)
-        this.#evaluations.add(waiting)
-        this.#released()
-      })
-    } finally {
-      signal?.removeEventListener('abort', stop)
-    }
   }
 
-  /** Pages may be free: whoever waits for them may go on. */
   #released(): void {
-    for (const waiting of this.#evaluations) {
-      const pages = this.#scheduler.waitsSince(waiting.arrival) ? undefined : this.#pages.take(waiting.pages)
-      if (!pages) break
-      this.#evaluations.delete(waiting)
-      waiting.take(pages)
-    }
+    this.#evaluations.released()
     this.#wake?.()
   }
 
@@ -271,8 +221,7 @@ export class Engine {
       let flight: Flight | undefined
       while (this.#jobs.size > 0 || flight) {
         const began = performance.now()
-        const [first] = this.#evaluations
-        const batch = this.#scheduler.schedule(first?.arrival)
+        const batch = this.#scheduler.schedule(this.#evaluations.arrival)
         const next = batch.work.length > 0 ? this.#enqueue(batch) : undefined
         this.#counts.hostMilliseconds += performance.now() - began
         if (flight) await this.#settle(flight)
@@ -281,7 +230,10 @@ export class Engine {
           continue
         }
         const ahead = this.#limits.pipeline && !next?.work.some(needsToken)
-        if (next && !ahead) await this.#settle(next)
+        if (next && !ahead) {
+          await this.#settle(next)
+          await this.#masked(next.work)
+        }
         this.#counts.stepMilliseconds += performance.now() - began
         flight = ahead ? next : undefined
       }
@@ -292,11 +244,22 @@ export class Engine {
     }
   }
 
-  /** Until pages or jobs come. */
-  #woken(): Promise<void> {
+  /** Until pages, jobs or masks come. */
+  #woken(most?: number): Promise<void> {
     return new Promise<void>(resolve => {
-      this.#wake = resolve
+      const timer = most === undefined ? undefined : setTimeout(resolve, most)
+      this.#wake = () => {
+        clearTimeout(timer)
+        resolve()
+      }
     })
+  }
+
+  /** Waits a little for masks that the tokens of this work ask for: a step without them costs their sequences all of a step. */
+  async #masked(work: readonly Work[]): Promise<void> {
+    const began = performance.now()
+    const lacks = ({ sequence: { ended, options } }: Work) => !ended && options.ready?.() === false
+    while (performance.now() - began < patience && work.some(lacks)) await this.#woken(patience)
   }
 
   #enqueue({ work, copies }: Batch): Flight | undefined {
@@ -390,9 +353,6 @@ export class Engine {
     return job
   }
 }
-
-const busy = (most: number) =>
-  new BusyError('ERR_BUSY', `${most} requests wait already; try again later, or load with a larger maxQueue`)
 
 /** Its next step cannot be prepared before this one is read: so all wait, and go on together. */
 const needsToken = ({ samples, sequence: { options } }: Work) =>

@@ -194,6 +194,8 @@ const plants: readonly Plant[] = [
   // Engine
   ['an abort frees no pages', 'lib/engine.ts', 'this.#scheduler.remove(sequence)', '', failures, 'of a request'],
   ['a row that is not finite is drawn from', 'lib/engine.ts', 'results.status[first + i] !== 0', 'false', failures],
+  ['nobody waits for a mask', 'lib/engine.ts', 'await this.#masked(next.work)', '', fake, 'that come soon'],
+  ['everybody waits for a slow mask', 'lib/engine.ts', 'began < patience &&', 'began < 9999 &&', fake, 'that come soon'],
   ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting + before >= this.#limits.maxQueue', 'false', failures],
   [
     'a step that was not enqueued is waited for',

@@ -205,31 +205,54 @@ describe('what requests ask of the logits', () => {
     expect(faults(asked, answers)).toEqual([])
   })
 
+  const mask = (generated: readonly number[]) =>
+    new Int32Array(vocab / 32).fill(1 + generated.length, 5 + ((generated.at(-1) ?? 0) % 1000))
+  /** The same request, with masks that are known when `later` calls. */
+  const masked = (engine: Engine, base: Request, later: (known: () => void) => void): Request => {
+    const state: { mask: Int32Array | undefined } = { mask: undefined }
+    const compute = (generated: readonly number[]) => {
+      state.mask = undefined
+      later(() => {
+        state.mask = mask(generated)
+        engine.wake()
+      })
+    }
+    compute([])
+    const options = { lockstep: true, ready: () => state.mask !== undefined }
+    return { ...base, rules: { ...off, mask: state }, mask, onToken: ids => compute([...ids]), options }
+  }
+
   test('masks of tokens that are known later: it waits for them, and others go on', async () => {
     const engine = engineOf({ maxSequences: 8, maxBatchTokens: 64 })
-    const mask = (generated: readonly number[]) =>
-      new Int32Array(vocab / 32).fill(1 + generated.length, 5 + ((generated.at(-1) ?? 0) % 1000))
-    const masked = (base: Request): Request => {
-      const state: { mask: Int32Array | undefined } = { mask: undefined }
-      const compute = (generated: readonly number[]) => {
-        state.mask = undefined
-        const known = () => {
-          state.mask = mask(generated)
-          engine.wake()
-        }
-        if (of(2) === 0) setImmediate(known)
-        else queueMicrotask(known)
-      }
-      compute([])
-      const options = { lockstep: true, ready: () => state.mask !== undefined }
-      return { ...base, rules: { ...off, mask: state }, mask, onToken: ids => compute([...ids]), options }
-    }
+    const later = (known: () => void) => (of(2) === 0 ? setImmediate(known) : queueMicrotask(known))
     const asked = Array.from({ length: 100 }, (_, i): Request => {
       const base = { prompt: prompt(of, some, 20), maxTokens: 1 + of(8), sampling: seeded(i) }
-      return i % 3 === 0 ? base : masked(base)
+      return i % 3 === 0 ? base : masked(engine, base, later)
     })
     const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
     expect(faults(asked, answers)).toEqual([])
+  })
+
+  test('masks that come soon are waited for, those that come late are not', async () => {
+    const base = (i: number) => ({ prompt: tokens(3, of), maxTokens: 50, sampling: seeded(i) })
+    for (const [later, least, most] of [
+      [(known: () => void) => setImmediate(known), 50, 60],
+      [(known: () => void) => setTimeout(known, 10), 90, 1000],
+    ] as const) {
+      const engine = engineOf({ maxSequences: 8, maxBatchTokens: 64 })
+      const asked = [base(0), base(1), masked(engine, base(2), later)]
+      const began = performance.now()
+      const answers = await Promise.all(
+        asked.map(async one => {
+          const answer = await ask(engine, one).answer
+          return { ...answer, steps: engine.stats.steps, milliseconds: performance.now() - began }
+        }),
+      )
+      expect(faults(asked, answers)).toEqual([])
+      for (const { milliseconds } of answers.slice(0, 2)) expect(milliseconds).toBeLessThan(250) // of 50 x 10
+      expect(answers[2]!.steps).toBeGreaterThanOrEqual(least)
+      expect(answers[2]!.steps).toBeLessThan(most)
+    }
   })
 })
 
