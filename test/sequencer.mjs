@@ -6,6 +6,7 @@ const long = [
   'package',
   'wounds',
   'plants',
+  'plants_native',
   'goldens',
   'needle',
   'machine',
