@@ -72,7 +72,7 @@ export class Scheduler {
     return this.#preemptions
   }
 
-  /** Tokens that were in the cache when a sequence started. */
+  /** Tokens of prompts that were in the cache when a sequence started for the first time. */
   get hits(): number {
     return this.#hits
   }
@@ -168,41 +168,61 @@ export class Scheduler {
 
   /** Gives a waiting sequence what it needs to run: a place, and pages for all its tokens. */
   #admit(sequence: Sequence, batch: Planned): boolean {
+    const { last } = this.#running
     const place = this.#running.size < this.#limits.maxSequences
-    const freed = !place && generates(this.#running.last!) ? 1 : 0 // by the one whose place it takes
-    if (batch.room + freed < 1 || (!place && !this.#preempt(sequence, batch))) return false
-    this.#adopt(sequence)
-    const more = this.#pages.needed(sequence.length) - sequence.pages.length
-    // And a page for each that runs: else the next one to fill its own would take those of this one again.
-    const needed = () => more + (this.#mustCopy(sequence) ? 1 : 0) + this.#running.size
-    while (this.#pages.available < needed()) {
-      if (this.#preempt(sequence, batch)) continue
-      this.#drop(sequence)
-      return false
-    }
-    this.#hits += sequence.computed
-    sequence.pages.push(...this.#pages.take(more)!)
-    sequence.version++
+    const freed = !place && generates(last!) ? 1 : 0 // by the one whose place it takes
+    if (batch.room + freed < 1 || (!place && before(last!, sequence))) return false
+    const beginning = this.#beginning(sequence)
+    let losers = this.#losers(sequence, beginning)
+    if (losers === undefined) return false
+    this.#begin(sequence, beginning)
+    for (; losers > 0; losers--) this.#preempt(sequence, batch)
+    if (sequence.epoch === 0) this.#hits += sequence.computed
     this.#waiting.remove(sequence)
     this.#running.add(sequence)
+    this.#grow(sequence, sequence.length)
     return true
   }
 
-  /** Begins with pages in which its first tokens are; it needs a row of the last one, so that is computed in any case. */
-  #adopt(sequence: Sequence): void {
-    const { tokens, promptLength, options } = sequence
-    const { size } = this.#pages
-    if (options.scoresPrompt) return
-    if (options.leader && options.leader.settled >= promptLength) {
-      sequence.pages = options.leader.pages.slice(0, this.#pages.needed(promptLength))
-      this.#pages.retain(sequence.pages)
-      sequence.computed = promptLength - 1
-    } else if (this.#limits.prefixCache) {
-      sequence.pages = this.#pages.find(tokens)
-      sequence.computed = Math.min(sequence.pages.length * size, sequence.length - 1)
-      sequence.published = sequence.pages.length
+  /** Where its first tokens are, as far as somebody has them; it needs a row of the last one, so that is computed in any case. */
+  #beginning({ tokens, promptLength, length, found, options: { leader, scoresPrompt } }: Sequence): Beginning {
+    if (scoresPrompt) return { pages: [], computed: 0, published: 0 }
+    const led = leader && leader.settled >= promptLength ? promptLength - 1 : 0
+    const pages = this.#limits.prefixCache && led < length - 1 ? this.#pages.find(tokens, found) : []
+    const computed = Math.min(pages.length * this.#pages.size, length - 1)
+    if (led <= computed) return { pages, computed, published: pages.length }
+    const published = Math.min(leader!.published, Math.floor(led / this.#pages.size))
+    return { pages: leader!.pages.slice(0, this.#pages.needed(promptLength)), computed: led, published }
+  }
+
+  /** How many of the last in order must lose their pages for this one to start; undefined: not all after it have enough. */
+  #losers(sequence: Sequence, { pages, computed }: Beginning): number | undefined {
+    const written = pages[Math.floor(computed / this.#pages.size)]
+    const more = this.#pages.needed(sequence.length) - pages.length
+    let { available } = this.#pages
+    for (const page of pages) if (this.#pages.users(page) === 0) available--
+    let lost: Int32Array | undefined // by page: users
+    for (let others = this.#running.size; ; others--) {
+      const copies = written !== undefined && this.#pages.users(written) > (lost?.[written] ?? 0) ? 1 : 0
+      // And a page for each that runs: else the next one to fill its own would take those of this one again.
+      const fits = more + copies + others <= available
+      if (fits && others < this.#limits.maxSequences) return this.#running.size - others
+      const last = this.#running.at(others - 1)
+      if (!last || before(last, sequence)) return undefined
+      lost ??= new Int32Array(this.#pages.count)
+      for (const [i, page] of last.pages.entries()) {
+        if (++lost[page]! === this.#pages.users(page) && page !== pages[i]) available++
+      }
     }
-    sequence.settled = sequence.computed
+  }
+
+  #begin(sequence: Sequence, { pages, computed, published }: Beginning): void {
+    this.#pages.retain(pages)
+    sequence.pages = [...pages]
+    sequence.computed = computed
+    sequence.published = published
+    sequence.settled = computed
+    sequence.version++
   }
 
   /** A share of the step for a sequence that runs. */
@@ -298,6 +318,13 @@ export class Scheduler {
     sequence.settled = 0
     sequence.epoch++
   }
+}
+
+/** The pages in which a sequence begins, how many of its tokens are there, and how many of the pages others may find. */
+interface Beginning {
+  readonly pages: readonly number[]
+  readonly computed: number
+  readonly published: number
 }
 
 /** Whether it needs one token of a step, which is kept for it. */

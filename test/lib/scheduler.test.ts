@@ -185,6 +185,32 @@ describe('what is in the cache', () => {
     expect([engine.used, engine.pages.idle]).toEqual([0, 4])
   })
 
+  test('who waits leaves it as it is', () => {
+    const engine = engineOf({ count: 12 })
+    const [wanted, other] = [prompt(8), prompt(8)]
+    for (const prompt of [wanted, other]) engine.add({ prompt, maxTokens: 1 })
+    finish(engine)
+    const { sequence } = engine.add({ prompt: prompt(12), maxTokens: 9 })
+    engine.step()
+    engine.outside = engine.pages.take(5)!
+    engine.add({ prompt: [...wanted, ...prompt(28)], maxTokens: 1 })
+    until(engine, () => sequence.pages.length === 4)
+    const found = [wanted, other].map(tokens => engine.pages.find(tokens, { pages: [], chains: [] }).length)
+    expect([found, engine.scheduler.waiting, engine.scheduler.hits]).toEqual([[1, 2], 1, 0])
+  })
+
+  test('counts once for who has lost its pages and starts again', () => {
+    const engine = engineOf({ maxSequences: 1 })
+    const asked = { prompt: prompt(11), maxTokens: 9 }
+    engine.add(asked)
+    finish(engine)
+    engine.add(asked)
+    for (let i = 0; i < 5; i++) engine.step()
+    engine.add({ prompt: prompt(5), maxTokens: 1, priority: 1 })
+    finish(engine)
+    expect([engine.scheduler.preemptions, engine.scheduler.hits]).toEqual([1, 8])
+  })
+
   test('nothing is found without a prefix cache', () => {
     const engine = engineOf({ prefixCache: false })
     const asked = { prompt: prompt(12), maxTokens: 1 }
@@ -226,6 +252,17 @@ describe('several of one prompt', () => {
     }
   })
 
+  test('start again with their own tokens, where more of them are known', () => {
+    const engine = engineOf({ maxSequences: 2 })
+    const [, other] = group(engine, 2, 18, 30)
+    until(engine, () => other!.sequence.published === 6)
+    engine.add({ prompt: prompt(5), maxTokens: 1, priority: 1 })
+    expect([step(engine), engine.scheduler.preemptions]).toEqual([[[2, 0, 5], expect.anything()], 1])
+    until(engine, () => other!.runs)
+    expect(other!.sequence.settled).toBe(24)
+    finish(engine)
+  })
+
   // The leader fills its last page, which gets known, then goes: another one is the only user of that page.
   test('do not write into what is known of the leader', () => {
     for (let i = 0; i < 10; i++) {
@@ -250,6 +287,17 @@ describe('in little room', () => {
     expect(engine.scheduler.pagesFor(8, 13)).toBe(5)
     finish(engine)
     expect([engine.ended.map(job => job.arrival), engine.scheduler.preemptions > 0]).toEqual([[0, 1, 2, 3, 4, 5], true])
+  })
+
+  test('nobody loses its pages to one that cannot start with them', () => {
+    const engine = engineOf({ count: 8 })
+    engine.add({ prompt: prompt(15), maxTokens: 2 })
+    engine.add({ prompt: prompt(3), maxTokens: 9 })
+    engine.step()
+    engine.add({ prompt: prompt(20), maxTokens: 2, priority: 1.5 / 64 }) // goes between them
+    expect([step(engine), engine.scheduler.preemptions]).toEqual([[[0, 15, 16], [1, 3, 4]], 0]) // biome-ignore format: a table
+    finish(engine)
+    expect(engine.ended.map(job => job.arrival)).toEqual([0, 2, 1])
   })
 
   test('nobody starts with the page that another one will need next', () => {
