@@ -41,8 +41,8 @@ export interface Batch {
 
 /**
  * Sequences have one order for everything: who arrived first, corrected by priority. In this order they get their share
- * of a step, one token each where they generate and of the rest as much of their prompts as there is room for. Who finds
- * no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
+ * of a step, one token each where they generate and of the rest as much of their prompts as there is room for; guesses get
+ * what is left. Who finds no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
  * bounded, everybody becomes the first at some time.
  */
 export class Scheduler {
@@ -109,8 +109,15 @@ export class Scheduler {
 
   /** The next step, as if it were enqueued. Of those who wait only who arrived before `until` may start. */
   schedule(until = Number.POSITIVE_INFINITY): Batch {
-    let admit = true
     const batch = new Planned(this.#limits.maxBatchTokens)
+    this.#share(batch, until)
+    for (let at = 0; at < batch.work.length; at++) this.#guess(at, batch)
+    return batch
+  }
+
+  /** Everybody's share of what is known. */
+  #share(batch: Planned, until: number): void {
+    let admit = true
     for (let r = 0; r < this.#running.size; r++) if (generates(this.#running.at(r)!)) batch.reserved++
     const preempted = this.#preemptions
     for (let r = 0, w = 0; ; ) {
@@ -121,7 +128,7 @@ export class Scheduler {
         if (generates(running)) batch.reserved--
         this.#plan(running, batch)
       } else if (!waiting) {
-        return batch
+        return
       } else if (waiting.arrival >= until || waitsForLeader(waiting)) {
         w++
       } else if (this.#admit(waiting, batch)) {
@@ -168,10 +175,10 @@ export class Scheduler {
 
   /** Gives a waiting sequence what it needs to run: a place, and pages for all its tokens. */
   #admit(sequence: Sequence, batch: Planned): boolean {
-    const { last } = this.#running
+    const last = this.#running.last!
     const place = this.#running.size < this.#limits.maxSequences
-    const freed = !place && generates(last!) ? 1 : 0 // by the one whose place it takes
-    if (batch.room + freed < 1 || (!place && before(last!, sequence))) return false
+    const freed = !place && generates(last) ? 1 : 0 // by the one whose place it takes
+    if (batch.room + freed < 1 || (!place && before(last, sequence))) return false
     const beginning = this.#beginning(sequence)
     let losers = this.#losers(sequence, beginning)
     if (losers === undefined) return false
@@ -227,26 +234,17 @@ export class Scheduler {
 
   /** A share of the step for a sequence that runs. */
   #plan(sequence: Sequence, batch: Planned): void {
-    const { ready, scoresPrompt, guess } = sequence.options
+    const { ready, scoresPrompt } = sequence.options
     if (!goesOn(sequence)) return
     const scored = scoresPrompt && sequence.computed < sequence.promptLength
-    const most = Math.min(sequence.pending, batch.room, scored ? 1 + batch.moreRows : sequence.pending)
+    const pending = ready?.() === false ? sequence.pending - 1 : sequence.pending // all but the token that is sampled from
+    const most = Math.min(pending, batch.room, scored ? 1 + batch.moreRows : pending)
     if (most < 1) return
     const from = sequence.computed
     const to = from + most
     const samples = to === sequence.length
-    if (samples && ready?.() === false) return
     if (!this.#makeWritable(sequence, to, batch)) return
-    const guesses = samples && guess && most === 1 ? this.#guess(sequence, guess, Math.min(batch.room - 1, batch.moreRows)) : []
-    batch.add({
-      sequence,
-      epoch: sequence.epoch,
-      from,
-      to: to + guesses.length,
-      guesses,
-      rows: (scored ? most : samples ? 1 : 0) + guesses.length,
-      samples,
-    })
+    batch.add({ sequence, epoch: sequence.epoch, from, to, guesses: [], rows: scored ? most : samples ? 1 : 0, samples })
     sequence.computed = to
     if (samples) sequence.ahead++
   }
@@ -278,15 +276,18 @@ export class Scheduler {
     return page !== undefined && this.#pages.isShared(page)
   }
 
-  /** As many guesses as there is room for, in pages that nobody misses. */
-  #guess(sequence: Sequence, guess: NonNullable<Sequence['options']['guess']>, room: number): readonly number[] {
+  /** Guesses after a token that is generated: as many as there is room for that nobody else wants, and as many pages. */
+  #guess(at: number, batch: Planned): void {
+    const { sequence, from, to, samples } = batch.work[at]!
+    const { guess } = sequence.options
+    if (!guess || !samples || to - from > 1) return
     const { size, available } = this.#pages
-    const places = (sequence.pages.length + available - this.#running.size) * size - sequence.length
-    const most = Math.min(room, places, sequence.maxTokens - sequence.generated - 1)
-    if (most < 1) return []
+    const places = (sequence.pages.length + available - this.#running.size) * size - to
+    const most = Math.min(batch.room, batch.moreRows, places, sequence.maxTokens - sequence.generated - 1)
+    if (most < 1) return
     const guesses = guess(sequence.tokens).slice(0, most)
-    this.#grow(sequence, sequence.length + guesses.length)
-    return guesses
+    this.#grow(sequence, to + guesses.length)
+    batch.guess(at, guesses)
   }
 
   /** Pages for so many tokens, which there are. */
@@ -360,6 +361,13 @@ class Planned implements Batch {
     this.work.push(work)
     this.#left -= work.to - work.from
     this.moreRows -= Math.max(0, work.rows - 1)
+  }
+
+  guess(at: number, guesses: readonly number[]): void {
+    const work = this.work[at]!
+    this.work[at] = { ...work, to: work.to + guesses.length, guesses, rows: work.rows + guesses.length }
+    this.#left -= guesses.length
+    this.moreRows -= guesses.length
   }
 
   copy(from: number, to: number): void {

@@ -61,8 +61,8 @@ const plants: readonly Plant[] = [
   [
     'a fully cached prompt computes nothing',
     'lib/scheduler.ts',
-    'sequence.pages.length * size, sequence.length - 1',
-    'sequence.pages.length * size, sequence.length',
+    'pages.length * this.#pages.size, length - 1',
+    'pages.length * this.#pages.size, length',
     scheduler,
   ],
   [
@@ -112,8 +112,8 @@ const plants: readonly Plant[] = [
   [
     'the prompt of a leader is shared before it is computed',
     'lib/scheduler.ts',
-    'options.leader.settled >= promptLength',
-    'options.leader.settled > 0',
+    'leader.settled >= promptLength',
+    'leader.settled > 0',
     scheduler,
   ],
   [
@@ -137,6 +137,8 @@ const plants: readonly Plant[] = [
     '++lost[page]! > 0',
     scheduler,
   ],
+  ['what is not ready is sampled', 'lib/scheduler.ts', 'ready?.() === false ? sequence.pending - 1', 'false ? 0', scheduler],
+  ['guesses take no rows', 'lib/scheduler.ts', 'this.moreRows -= guesses.length', '', scheduler],
   [
     'guesses are not verified',
     'lib/scheduler.ts',

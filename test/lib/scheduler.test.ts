@@ -102,9 +102,9 @@ describe('a step', () => {
     const engine = engineOf({ maxBatchTokens: 8 })
     const job = engine.add({ prompt: prompt(12), maxTokens: 3, ready: () => true })
     job.ready = false
-    expect([step(engine), step(engine), step(engine)]).toEqual([[[0, 0, 8]], [], []])
+    expect([step(engine), step(engine), step(engine)]).toEqual([[[0, 0, 8]], [[0, 8, 11]], []])
     job.ready = true
-    expect(step(engine)).toEqual([[0, 8, 12]])
+    expect(step(engine)).toEqual([[0, 11, 12]])
   })
 
   test('guesses that come true are tokens, up to maxTokens and to the pages that nobody misses', () => {
@@ -119,6 +119,15 @@ describe('a step', () => {
     expect(count({ pipelined: false, count: 5 })[1]).toBe(16)
     const [steps, generated] = count({ pipelined: false }, true)
     expect([steps! > 10, generated]).toEqual([true, 16])
+  })
+
+  test('has guesses where nobody wants the room, be it of those who run or of one who waits', () => {
+    const engine = engineOf({ maxBatchTokens: 8, pipelined: false })
+    engine.add({ prompt: prompt(2), maxTokens: 30, guess: known => continuation(known, 0, 7) })
+    engine.step()
+    engine.add({ prompt: prompt(9), maxTokens: 1 })
+    expect(step(engine)).toEqual([[0, 2, 3], [1, 0, 7]]) // biome-ignore format: a table
+    expect(step(engine)).toEqual([[0, 3, 9], [1, 7, 9]]) // biome-ignore format: a table
   })
 
   test('has at most 128 rows of guesses', () => {
@@ -296,8 +305,6 @@ describe('in little room', () => {
     engine.step()
     engine.add({ prompt: prompt(20), maxTokens: 2, priority: 1.5 / 64 }) // goes between them
     expect([step(engine), engine.scheduler.preemptions]).toEqual([[[0, 15, 16], [1, 3, 4]], 0]) // biome-ignore format: a table
-    finish(engine)
-    expect(engine.ended.map(job => job.arrival)).toEqual([0, 2, 1])
   })
 
   test('nobody starts with the page that another one will need next', () => {
