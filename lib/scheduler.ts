@@ -122,15 +122,15 @@ export class Scheduler {
     const preempted = this.#preemptions
     for (let r = 0, w = 0; ; ) {
       const running = this.#running.at(r)
-      const waiting = admit && this.#preemptions === preempted ? this.#waiting.at(w) : undefined
+      const open = admit && this.#preemptions === preempted
+      while (open && w < this.#waiting.size && !mayStart(this.#waiting.at(w)!, until)) w++
+      const waiting = open ? this.#waiting.at(w) : undefined
       if (running && !(waiting && before(waiting, running))) {
         r++
         if (generates(running)) batch.reserved--
         this.#plan(running, batch)
       } else if (!waiting) {
         return
-      } else if (waiting.arrival >= until || waitsForLeader(waiting)) {
-        w++
       } else if (this.#admit(waiting, batch)) {
         r++ // it runs now, at this place
         this.#plan(waiting, batch)
@@ -208,6 +208,11 @@ export class Scheduler {
     const more = this.#pages.needed(sequence.length) - pages.length
     let { available } = this.#pages
     for (const page of pages) if (this.#pages.users(page) === 0) available--
+    let most = available // if those after it shared no page
+    for (let r = this.#running.size - 1; r >= 0 && before(sequence, this.#running.at(r)!); r--) {
+      most += 1 + this.#running.at(r)!.pages.length
+    }
+    if (more + this.#running.size > most) return undefined
     let lost: Int32Array | undefined // by page: users
     for (let others = this.#running.size; ; others--) {
       const copies = written !== undefined && this.#pages.users(written) > (lost?.[written] ?? 0) ? 1 : 0
@@ -217,7 +222,8 @@ export class Scheduler {
       const last = this.#running.at(others - 1)
       if (!last || before(last, sequence)) return undefined
       lost ??= new Int32Array(this.#pages.count)
-      for (const [i, page] of last.pages.entries()) {
+      for (let i = 0; i < last.pages.length; i++) {
+        const page = last.pages[i]!
         if (++lost[page]! === this.#pages.users(page) && page !== pages[i]) available++
       }
     }
@@ -333,9 +339,11 @@ const generates = (sequence: Sequence) => sequence.pending === 1 && goesOn(seque
 /** Not if its last token is on its way, nor if it needs the one that is. */
 const goesOn = ({ generated, ahead, maxTokens, options: { lockstep, guess } }: Sequence) =>
   generated + ahead < maxTokens && !(ahead > 0 && (lockstep || guess))
-/** Its prompt is being computed, or will be, by another one. */
-function waitsForLeader({ options: { leader } }: Sequence): boolean {
-  return leader !== undefined && !leader.ended && leader.generated === 0
+/** Not if it arrived too late, nor while its prompt is being computed, or will be, by another one. */
+function mayStart(sequence: Sequence, until: number): boolean {
+  if (sequence.arrival >= until) return false
+  const { leader } = sequence.options
+  return leader === undefined || leader.ended || leader.generated > 0
 }
 
 /** A step in the making. */
