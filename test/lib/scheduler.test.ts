@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals'
 import type { Batch } from '../../lib/scheduler.ts'
-import { type Asked, continuation, type Job, randoms, ShadowEngine, type ShadowLimits, tokens } from './shadow_engine.ts'
+import { continuation, type Job, randoms, ShadowEngine, type ShadowLimits, tokens } from './shadow_engine.ts'
 import { Trial } from './shadow_trial.ts'
 
 test('100,000 requests: each sees its own history, limits and order hold, all end, no page is lost', () => {
@@ -89,13 +89,8 @@ describe('a step', () => {
   test('in lockstep none is prepared before the token of the one before is read', () => {
     const engine = engineOf()
     engine.add({ prompt: prompt(6), maxTokens: 3, lockstep: true })
-    expect([step(engine), step(engine), step(engine), step(engine), step(engine)]).toEqual([
-      [[0, 0, 6]],
-      [],
-      [[0, 6, 7]],
-      [],
-      [[0, 7, 8]],
-    ])
+    const steps = Array.from({ length: 5 }, () => step(engine))
+    expect(steps).toEqual([[[0, 0, 6]], [], [[0, 6, 7]], [], [[0, 7, 8]]])
   })
 
   test('does not sample what is not ready', () => {
@@ -231,12 +226,10 @@ describe('what is in the cache', () => {
 })
 
 describe('several of one prompt', () => {
-  const group = (engine: ShadowEngine, n: number, length: number, maxTokens: number, more: Partial<Asked> = {}) => {
+  const group = (engine: ShadowEngine, n: number, length: number, maxTokens: number) => {
     const asked = { prompt: prompt(length), maxTokens }
     const leader = engine.add(asked)
-    const others = Array.from({ length: n - 1 }, (_, i) =>
-      engine.add({ ...asked, ...more, salt: i + 1, leader: leader.sequence }),
-    )
+    const others = Array.from({ length: n - 1 }, (_, i) => engine.add({ ...asked, salt: i + 1, leader: leader.sequence }))
     return [leader, ...others]
   }
 
@@ -276,14 +269,17 @@ describe('several of one prompt', () => {
   test('do not write into what is known of the leader', () => {
     for (let i = 0; i < 10; i++) {
       const engine = engineOf()
-      const [leader, other] = group(engine, 2, 6, 9, { ready: () => true })
-      other!.ready = false
-      until(engine, () => leader!.sequence.published === 2)
-      expect(other!.sequence.pages[1]).toBe(leader!.sequence.pages[1])
-      engine.remove(leader!)
-      other!.ready = true
+      const asked = { prompt: prompt(6), maxTokens: 9 }
+      const leader = engine.add(asked)
+      if (i % 2 === 1) until(engine, () => leader.sequence.published === 2) // before the other one comes
+      const other = engine.add({ ...asked, salt: 1, leader: leader.sequence, ready: () => true })
+      other.ready = false
+      until(engine, () => other.runs && leader.sequence.published === 2)
+      expect(other.sequence.pages[1]).toBe(leader.sequence.pages[1])
+      engine.remove(leader)
+      other.ready = true
       finish(engine)
-      engine.add({ prompt: [...leader!.sequence.tokens, ...prompt(3)], maxTokens: 1 })
+      engine.add({ prompt: [...leader.sequence.tokens, ...prompt(3)], maxTokens: 1 })
       finish(engine)
     }
   })
