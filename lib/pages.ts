@@ -10,6 +10,12 @@
 export const noPage = -1
 const noChain = 0
 
+/** What was known of some tokens when they were looked up last: pages, and the chain that ends with each. */
+export interface Found {
+  readonly pages: number[]
+  readonly chains: number[]
+}
+
 export class Pages {
   /** Pages in all. */
   readonly count: number
@@ -54,6 +60,11 @@ export class Pages {
     return Math.ceil(tokens / this.size)
   }
 
+  /** How many sequences use a page. */
+  users(page: number): number {
+    return this.#users[page]!
+  }
+
   /** Whether more than one sequence uses a page: then it must not be written. */
   isShared(page: number): boolean {
     return this.#users[page]! > 1
@@ -76,11 +87,11 @@ export class Pages {
     return taken
   }
 
-  /** One user more for each. A page that nobody uses is a bug of the caller. */
+  /** One user more for each, in use or idle. A free page is a bug of the caller. */
   retain(pages: readonly number[]): void {
     for (const page of pages) {
-      if (!(this.#users[page]! > 0)) throw new Error(`page ${page} is shared but nobody uses it`)
-      this.#users[page]!++
+      if (!(this.#users[page]! > 0) && this.#keys[page] === undefined) throw new Error(`page ${page} is shared but it is free`)
+      this.#use(page)
     }
   }
 
@@ -101,16 +112,19 @@ export class Pages {
     }
   }
 
-  /** The pages of the longest known beginning of these tokens, in whole pages; the caller is a user of each. */
-  find(tokens: readonly number[]): number[] {
-    const pages: number[] = []
-    let chain = noChain
-    for (let at = 0; at + this.size <= tokens.length; at += this.size) {
-      const page = this.#known.get(this.#key(chain, tokens, at))
+  /**
+   * The pages of the longest known beginning of these tokens, in whole pages; they get no user. Of what it found before
+   * only the numbers are compared, which is some 100 times as fast as to make keys of the tokens.
+   */
+  find(tokens: readonly number[], { pages, chains }: Found): readonly number[] {
+    let n = 0
+    while (n < pages.length && this.#keys[pages[n]!] !== undefined && this.#chains[pages[n]!] === chains[n]) n++
+    pages.length = chains.length = n
+    for (let at = n * this.size; at + this.size <= tokens.length; at += this.size) {
+      const page = this.#known.get(this.#key(chains.at(-1) ?? noChain, tokens, at))
       if (page === undefined) break
-      this.#use(page)
       pages.push(page)
-      chain = this.#chains[page]!
+      chains.push(this.#chains[page]!)
     }
     return pages
   }

@@ -41,8 +41,8 @@ export interface Batch {
 
 /**
  * Sequences have one order for everything: who arrived first, corrected by priority. In this order they get their share
- * of a step, one token each where they generate and of the rest as much of their prompts as there is room for. Who finds
- * no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
+ * of a step, one token each where they generate and of the rest as much of their prompts as there is room for; guesses get
+ * what is left. Who finds no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
  * bounded, everybody becomes the first at some time.
  */
 export class Scheduler {
@@ -72,7 +72,7 @@ export class Scheduler {
     return this.#preemptions
   }
 
-  /** Tokens that were in the cache when a sequence started. */
+  /** Tokens of prompts that were in the cache when a sequence started for the first time. */
   get hits(): number {
     return this.#hits
   }
@@ -109,21 +109,28 @@ export class Scheduler {
 
   /** The next step, as if it were enqueued. Of those who wait only who arrived before `until` may start. */
   schedule(until = Number.POSITIVE_INFINITY): Batch {
-    let admit = true
     const batch = new Planned(this.#limits.maxBatchTokens)
+    this.#share(batch, until)
+    for (let at = 0; at < batch.work.length; at++) this.#guess(at, batch)
+    return batch
+  }
+
+  /** Everybody's share of what is known. */
+  #share(batch: Planned, until: number): void {
+    let admit = true
     for (let r = 0; r < this.#running.size; r++) if (generates(this.#running.at(r)!)) batch.reserved++
     const preempted = this.#preemptions
     for (let r = 0, w = 0; ; ) {
       const running = this.#running.at(r)
-      const waiting = admit && this.#preemptions === preempted ? this.#waiting.at(w) : undefined
+      const open = admit && this.#preemptions === preempted
+      while (open && w < this.#waiting.size && !mayStart(this.#waiting.at(w)!, until)) w++
+      const waiting = open ? this.#waiting.at(w) : undefined
       if (running && !(waiting && before(waiting, running))) {
         r++
         if (generates(running)) batch.reserved--
         this.#plan(running, batch)
       } else if (!waiting) {
-        return batch
-      } else if (waiting.arrival >= until || waitsForLeader(waiting)) {
-        w++
+        return
       } else if (this.#admit(waiting, batch)) {
         r++ // it runs now, at this place
         this.#plan(waiting, batch)
@@ -168,65 +175,82 @@ export class Scheduler {
 
   /** Gives a waiting sequence what it needs to run: a place, and pages for all its tokens. */
   #admit(sequence: Sequence, batch: Planned): boolean {
+    const last = this.#running.last!
     const place = this.#running.size < this.#limits.maxSequences
-    const freed = !place && generates(this.#running.last!) ? 1 : 0 // by the one whose place it takes
-    if (batch.room + freed < 1 || (!place && !this.#preempt(sequence, batch))) return false
-    this.#adopt(sequence)
-    const more = this.#pages.needed(sequence.length) - sequence.pages.length
-    // And a page for each that runs: else the next one to fill its own would take those of this one again.
-    const needed = () => more + (this.#mustCopy(sequence) ? 1 : 0) + this.#running.size
-    while (this.#pages.available < needed()) {
-      if (this.#preempt(sequence, batch)) continue
-      this.#drop(sequence)
-      return false
-    }
-    this.#hits += sequence.computed
-    sequence.pages.push(...this.#pages.take(more)!)
-    sequence.version++
+    const freed = !place && generates(last) ? 1 : 0 // by the one whose place it takes
+    if (batch.room + freed < 1 || (!place && before(last, sequence))) return false
+    const beginning = this.#beginning(sequence)
+    let losers = this.#losers(sequence, beginning)
+    if (losers === undefined) return false
+    this.#begin(sequence, beginning)
+    for (; losers > 0; losers--) this.#preempt(sequence, batch)
+    if (sequence.epoch === 0) this.#hits += sequence.computed
     this.#waiting.remove(sequence)
     this.#running.add(sequence)
+    this.#grow(sequence, sequence.length)
     return true
   }
 
-  /** Begins with pages in which its first tokens are; it needs a row of the last one, so that is computed in any case. */
-  #adopt(sequence: Sequence): void {
-    const { tokens, promptLength, options } = sequence
-    const { size } = this.#pages
-    if (options.scoresPrompt) return
-    if (options.leader && options.leader.settled >= promptLength) {
-      sequence.pages = options.leader.pages.slice(0, this.#pages.needed(promptLength))
-      this.#pages.retain(sequence.pages)
-      sequence.computed = promptLength - 1
-    } else if (this.#limits.prefixCache) {
-      sequence.pages = this.#pages.find(tokens)
-      sequence.computed = Math.min(sequence.pages.length * size, sequence.length - 1)
-      sequence.published = sequence.pages.length
+  /** Where its first tokens are, as far as somebody has them; it needs a row of the last one, so that is computed in any case. */
+  #beginning({ tokens, promptLength, length, found, options: { leader, scoresPrompt } }: Sequence): Beginning {
+    if (scoresPrompt) return { pages: [], computed: 0, published: 0 }
+    const led = leader && leader.settled >= promptLength ? promptLength - 1 : 0
+    const pages = this.#limits.prefixCache && led < length - 1 ? this.#pages.find(tokens, found) : []
+    const computed = Math.min(pages.length * this.#pages.size, length - 1)
+    if (led <= computed) return { pages, computed, published: pages.length }
+    const published = Math.min(leader!.published, Math.floor(led / this.#pages.size))
+    return { pages: leader!.pages.slice(0, this.#pages.needed(promptLength)), computed: led, published }
+  }
+
+  /** How many of the last in order must lose their pages for this one to start; undefined: not all after it have enough. */
+  #losers(sequence: Sequence, { pages, computed }: Beginning): number | undefined {
+    const written = pages[Math.floor(computed / this.#pages.size)]
+    const more = this.#pages.needed(sequence.length) - pages.length
+    let { available } = this.#pages
+    for (const page of pages) if (this.#pages.users(page) === 0) available--
+    let most = available // if those after it shared no page
+    for (let r = this.#running.size - 1; r >= 0 && before(sequence, this.#running.at(r)!); r--) {
+      most += 1 + this.#running.at(r)!.pages.length
     }
-    sequence.settled = sequence.computed
+    if (more + this.#running.size > most) return undefined
+    let lost: Int32Array | undefined // by page: users
+    for (let others = this.#running.size; ; others--) {
+      const copies = written !== undefined && this.#pages.users(written) > (lost?.[written] ?? 0) ? 1 : 0
+      // And a page for each that runs: else the next one to fill its own would take those of this one again.
+      const fits = more + copies + others <= available
+      if (fits && others < this.#limits.maxSequences) return this.#running.size - others
+      const last = this.#running.at(others - 1)
+      if (!last || before(last, sequence)) return undefined
+      lost ??= new Int32Array(this.#pages.count)
+      for (let i = 0; i < last.pages.length; i++) {
+        const page = last.pages[i]!
+        if (++lost[page]! === this.#pages.users(page) && page !== pages[i]) available++
+      }
+    }
+  }
+
+  #begin(sequence: Sequence, { pages, computed, published }: Beginning): void {
+    this.#pages.retain(pages)
+    sequence.pages = [...pages]
+    sequence.computed = computed
+    sequence.published = published
+    sequence.settled = computed
+    sequence.version++
   }
 
   /** A share of the step for a sequence that runs. */
   #plan(sequence: Sequence, batch: Planned): void {
-    const { ready, scoresPrompt, guess } = sequence.options
+    const { ready, scoresPrompt } = sequence.options
     if (!goesOn(sequence)) return
     const scored = scoresPrompt && sequence.computed < sequence.promptLength
-    const most = Math.min(sequence.pending, batch.room, scored ? 1 + batch.moreRows : sequence.pending)
+    const pending = ready?.() === false ? sequence.pending - 1 : sequence.pending // all but the token that is sampled from
+    const most = Math.min(pending, batch.room, scored ? 1 + batch.moreRows : pending)
     if (most < 1) return
     const from = sequence.computed
     const to = from + most
     const samples = to === sequence.length
-    if (samples && ready?.() === false) return
     if (!this.#makeWritable(sequence, to, batch)) return
-    const guesses = samples && guess && most === 1 ? this.#guess(sequence, guess, Math.min(batch.room - 1, batch.moreRows)) : []
-    batch.add({
-      sequence,
-      epoch: sequence.epoch,
-      from,
-      to: to + guesses.length,
-      guesses,
-      rows: (scored ? most : samples ? 1 : 0) + guesses.length,
-      samples,
-    })
+    batch.add({ sequence, epoch: sequence.epoch, from, to, guesses: [], rows: scored ? most : samples ? 1 : 0, samples })
     sequence.computed = to
     if (samples) sequence.ahead++
   }
@@ -258,15 +282,18 @@ export class Scheduler {
     return page !== undefined && this.#pages.isShared(page)
   }
 
-  /** As many guesses as there is room for, in pages that nobody misses. */
-  #guess(sequence: Sequence, guess: NonNullable<Sequence['options']['guess']>, room: number): readonly number[] {
+  /** Guesses after a token that is generated: as many as there is room for that nobody else wants, and as many pages. */
+  #guess(at: number, batch: Planned): void {
+    const { sequence, from, to, samples } = batch.work[at]!
+    const { guess } = sequence.options
+    if (!guess || !samples || to - from > 1) return
     const { size, available } = this.#pages
-    const places = (sequence.pages.length + available - this.#running.size) * size - sequence.length
-    const most = Math.min(room, places, sequence.maxTokens - sequence.generated - 1)
-    if (most < 1) return []
+    const places = (sequence.pages.length + available - this.#running.size) * size - to
+    const most = Math.min(batch.room, batch.moreRows, places, sequence.maxTokens - sequence.generated - 1)
+    if (most < 1) return
     const guesses = guess(sequence.tokens).slice(0, most)
-    this.#grow(sequence, sequence.length + guesses.length)
-    return guesses
+    this.#grow(sequence, to + guesses.length)
+    batch.guess(at, guesses)
   }
 
   /** Pages for so many tokens, which there are. */
@@ -300,14 +327,23 @@ export class Scheduler {
   }
 }
 
+/** The pages in which a sequence begins, how many of its tokens are there, and how many of the pages others may find. */
+interface Beginning {
+  readonly pages: readonly number[]
+  readonly computed: number
+  readonly published: number
+}
+
 /** Whether it needs one token of a step, which is kept for it. */
 const generates = (sequence: Sequence) => sequence.pending === 1 && goesOn(sequence)
 /** Not if its last token is on its way, nor if it needs the one that is. */
 const goesOn = ({ generated, ahead, maxTokens, options: { lockstep, guess } }: Sequence) =>
   generated + ahead < maxTokens && !(ahead > 0 && (lockstep || guess))
-/** Its prompt is being computed, or will be, by another one. */
-function waitsForLeader({ options: { leader } }: Sequence): boolean {
-  return leader !== undefined && !leader.ended && leader.generated === 0
+/** Not if it arrived too late, nor while its prompt is being computed, or will be, by another one. */
+function mayStart(sequence: Sequence, until: number): boolean {
+  if (sequence.arrival >= until) return false
+  const { leader } = sequence.options
+  return leader === undefined || leader.ended || leader.generated > 0
 }
 
 /** A step in the making. */
@@ -333,6 +369,13 @@ class Planned implements Batch {
     this.work.push(work)
     this.#left -= work.to - work.from
     this.moreRows -= Math.max(0, work.rows - 1)
+  }
+
+  guess(at: number, guesses: readonly number[]): void {
+    const work = this.work[at]!
+    this.work[at] = { ...work, to: work.to + guesses.length, guesses, rows: work.rows + guesses.length }
+    this.#left -= guesses.length
+    this.moreRows -= guesses.length
   }
 
   copy(from: number, to: number): void {

@@ -1,4 +1,5 @@
 /** One request: its tokens, its pages, how it is sampled, how far it is computed. Pure. */
+import type { Found } from './pages.ts'
 import type { SamplingParameters } from './sampling.ts'
 
 /** Why a sequence ended. */
@@ -41,6 +42,8 @@ export class Sequence {
   version = 0
   /** How many of them, from the first on, others may find and share. */
   published = 0
+  /** What the cache had of its tokens when it was about to start. */
+  readonly found: Found = { pages: [], chains: [] }
   /** How often it has lost its pages: work of an earlier epoch says nothing about them. */
   epoch = 0
   /** Its place in every line, set by the scheduler: lower goes first. */

@@ -1,6 +1,6 @@
 import { describe, expect, test } from '@jest/globals'
 import type { Batch } from '../../lib/scheduler.ts'
-import { type Asked, continuation, type Job, randoms, ShadowEngine, type ShadowLimits, tokens } from './shadow_engine.ts'
+import { continuation, type Job, randoms, ShadowEngine, type ShadowLimits, tokens } from './shadow_engine.ts'
 import { Trial } from './shadow_trial.ts'
 
 test('100,000 requests: each sees its own history, limits and order hold, all end, no page is lost', () => {
@@ -89,22 +89,17 @@ describe('a step', () => {
   test('in lockstep none is prepared before the token of the one before is read', () => {
     const engine = engineOf()
     engine.add({ prompt: prompt(6), maxTokens: 3, lockstep: true })
-    expect([step(engine), step(engine), step(engine), step(engine), step(engine)]).toEqual([
-      [[0, 0, 6]],
-      [],
-      [[0, 6, 7]],
-      [],
-      [[0, 7, 8]],
-    ])
+    const steps = Array.from({ length: 5 }, () => step(engine))
+    expect(steps).toEqual([[[0, 0, 6]], [], [[0, 6, 7]], [], [[0, 7, 8]]])
   })
 
   test('does not sample what is not ready', () => {
     const engine = engineOf({ maxBatchTokens: 8 })
     const job = engine.add({ prompt: prompt(12), maxTokens: 3, ready: () => true })
     job.ready = false
-    expect([step(engine), step(engine), step(engine)]).toEqual([[[0, 0, 8]], [], []])
+    expect([step(engine), step(engine), step(engine)]).toEqual([[[0, 0, 8]], [[0, 8, 11]], []])
     job.ready = true
-    expect(step(engine)).toEqual([[0, 8, 12]])
+    expect(step(engine)).toEqual([[0, 11, 12]])
   })
 
   test('guesses that come true are tokens, up to maxTokens and to the pages that nobody misses', () => {
@@ -119,6 +114,15 @@ describe('a step', () => {
     expect(count({ pipelined: false, count: 5 })[1]).toBe(16)
     const [steps, generated] = count({ pipelined: false }, true)
     expect([steps! > 10, generated]).toEqual([true, 16])
+  })
+
+  test('has guesses where nobody wants the room, be it of those who run or of one who waits', () => {
+    const engine = engineOf({ maxBatchTokens: 8, pipelined: false })
+    engine.add({ prompt: prompt(2), maxTokens: 30, guess: known => continuation(known, 0, 7) })
+    engine.step()
+    engine.add({ prompt: prompt(9), maxTokens: 1 })
+    expect(step(engine)).toEqual([[0, 2, 3], [1, 0, 7]]) // biome-ignore format: a table
+    expect(step(engine)).toEqual([[0, 3, 9], [1, 7, 9]]) // biome-ignore format: a table
   })
 
   test('has at most 128 rows of guesses', () => {
@@ -185,6 +189,32 @@ describe('what is in the cache', () => {
     expect([engine.used, engine.pages.idle]).toEqual([0, 4])
   })
 
+  test('who waits leaves it as it is', () => {
+    const engine = engineOf({ count: 12 })
+    const [wanted, other] = [prompt(8), prompt(8)]
+    for (const prompt of [wanted, other]) engine.add({ prompt, maxTokens: 1 })
+    finish(engine)
+    const { sequence } = engine.add({ prompt: prompt(12), maxTokens: 9 })
+    engine.step()
+    engine.outside = engine.pages.take(5)!
+    engine.add({ prompt: [...wanted, ...prompt(28)], maxTokens: 1 })
+    until(engine, () => sequence.pages.length === 4)
+    const found = [wanted, other].map(tokens => engine.pages.find(tokens, { pages: [], chains: [] }).length)
+    expect([found, engine.scheduler.waiting, engine.scheduler.hits]).toEqual([[1, 2], 1, 0])
+  })
+
+  test('counts once for who has lost its pages and starts again', () => {
+    const engine = engineOf({ maxSequences: 1 })
+    const asked = { prompt: prompt(11), maxTokens: 9 }
+    engine.add(asked)
+    finish(engine)
+    engine.add(asked)
+    for (let i = 0; i < 5; i++) engine.step()
+    engine.add({ prompt: prompt(5), maxTokens: 1, priority: 1 })
+    finish(engine)
+    expect([engine.scheduler.preemptions, engine.scheduler.hits]).toEqual([1, 8])
+  })
+
   test('nothing is found without a prefix cache', () => {
     const engine = engineOf({ prefixCache: false })
     const asked = { prompt: prompt(12), maxTokens: 1 }
@@ -196,12 +226,10 @@ describe('what is in the cache', () => {
 })
 
 describe('several of one prompt', () => {
-  const group = (engine: ShadowEngine, n: number, length: number, maxTokens: number, more: Partial<Asked> = {}) => {
+  const group = (engine: ShadowEngine, n: number, length: number, maxTokens: number) => {
     const asked = { prompt: prompt(length), maxTokens }
     const leader = engine.add(asked)
-    const others = Array.from({ length: n - 1 }, (_, i) =>
-      engine.add({ ...asked, ...more, salt: i + 1, leader: leader.sequence }),
-    )
+    const others = Array.from({ length: n - 1 }, (_, i) => engine.add({ ...asked, salt: i + 1, leader: leader.sequence }))
     return [leader, ...others]
   }
 
@@ -226,18 +254,32 @@ describe('several of one prompt', () => {
     }
   })
 
+  test('start again with their own tokens, where more of them are known', () => {
+    const engine = engineOf({ maxSequences: 2 })
+    const [, other] = group(engine, 2, 18, 30)
+    until(engine, () => other!.sequence.published === 6)
+    engine.add({ prompt: prompt(5), maxTokens: 1, priority: 1 })
+    expect([step(engine), engine.scheduler.preemptions]).toEqual([[[2, 0, 5], expect.anything()], 1])
+    until(engine, () => other!.runs)
+    expect(other!.sequence.settled).toBe(24)
+    finish(engine)
+  })
+
   // The leader fills its last page, which gets known, then goes: another one is the only user of that page.
   test('do not write into what is known of the leader', () => {
     for (let i = 0; i < 10; i++) {
       const engine = engineOf()
-      const [leader, other] = group(engine, 2, 6, 9, { ready: () => true })
-      other!.ready = false
-      until(engine, () => leader!.sequence.published === 2)
-      expect(other!.sequence.pages[1]).toBe(leader!.sequence.pages[1])
-      engine.remove(leader!)
-      other!.ready = true
+      const asked = { prompt: prompt(6), maxTokens: 9 }
+      const leader = engine.add(asked)
+      if (i % 2 === 1) until(engine, () => leader.sequence.published === 2) // before the other one comes
+      const other = engine.add({ ...asked, salt: 1, leader: leader.sequence, ready: () => true })
+      other.ready = false
+      until(engine, () => other.runs && leader.sequence.published === 2)
+      expect(other.sequence.pages[1]).toBe(leader.sequence.pages[1])
+      engine.remove(leader)
+      other.ready = true
       finish(engine)
-      engine.add({ prompt: [...leader!.sequence.tokens, ...prompt(3)], maxTokens: 1 })
+      engine.add({ prompt: [...leader.sequence.tokens, ...prompt(3)], maxTokens: 1 })
       finish(engine)
     }
   })
@@ -250,6 +292,15 @@ describe('in little room', () => {
     expect(engine.scheduler.pagesFor(8, 13)).toBe(5)
     finish(engine)
     expect([engine.ended.map(job => job.arrival), engine.scheduler.preemptions > 0]).toEqual([[0, 1, 2, 3, 4, 5], true])
+  })
+
+  test('nobody loses its pages to one that cannot start with them', () => {
+    const engine = engineOf({ count: 8 })
+    engine.add({ prompt: prompt(15), maxTokens: 2 })
+    engine.add({ prompt: prompt(3), maxTokens: 9 })
+    engine.step()
+    engine.add({ prompt: prompt(20), maxTokens: 2, priority: 1.5 / 64 }) // goes between them
+    expect([step(engine), engine.scheduler.preemptions]).toEqual([[[0, 15, 16], [1, 3, 4]], 0]) // biome-ignore format: a table
   })
 
   test('nobody starts with the page that another one will need next', () => {
