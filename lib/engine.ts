@@ -57,7 +57,7 @@ export interface EngineStats {
     readonly free: number
     readonly size: number
   }
-  /** Prompt tokens taken in, tokens found in the cache when a sequence started, tokens generated. */
+  /** Prompt tokens taken in, those of them found in the cache when a sequence first started, tokens generated. */
   readonly promptTokens: number
   readonly cachedTokens: number
   readonly generatedTokens: number
