@@ -163,4 +163,10 @@ describe('formats', () => {
     early.abort()
     expect(await early).toMatchObject({ finishReason: 'abort', tokens: [] })
   })
+  test('of several answers: the first is aborted while its format is compiled, the others do not wait for it', async () => {
+    const [first, ...others] = llama.generateMany(prompt, 3, { maxTokens: 8, format: yesOrNo })
+    first!.abort()
+    for (const answer of await Promise.all(others)) expect(answer.text).toMatch(/^(yes|no)$/)
+    expect(await first).toMatchObject({ finishReason: 'abort', tokens: [] })
+  })
 })
