@@ -89,7 +89,7 @@ function crowd(llama: Llama, random: Random, needle: Needle, size: number): void
 
 for (const [device, count, longest, most] of [
   ['cpu', trials, 20, 64],
-  ['simt', Math.ceil((trials * wishes.length) / 100), 9, 3],
+  ['simt', Math.ceil((trials * wishes.length) / 50), 9, 3],
 ] as const) {
   describe(`${count} needles on ${device}`, () => {
     let alone: Llama
