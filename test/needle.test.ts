@@ -27,13 +27,14 @@ const formats: readonly Format[] = [
   { type: 'json' },
 ]
 /** What a request may ask for besides; every needle asks for one of these, and perhaps for others. */
-const wishes: readonly ((random: Random) => GenerateOptions)[] = [
+const wishes: readonly ((random: Random, maxTokens: number) => GenerateOptions)[] = [
   () => ({ topK: 20, topP: 0.9 }),
   () => ({ frequencyPenalty: 0.5, repetitionPenalty: 1.2, logitBias: { 7: 1 } }),
   random => ({ format: random.pick(formats), ignoreEos: false }),
   random => ({ topLogprobs: random.int(1, 21), promptLogprobs: true }),
   random => ({ promptLookup: random.int(1, 9) }),
-  random => ({ minTokens: random.int(1, 12), stopTokens: [9], logitBias: { 9: 100 } }), // the stop token comes as soon as it may
+  // The stop token comes as soon as it may.
+  (random, maxTokens) => ({ minTokens: random.int(0, maxTokens + 1), stopTokens: [9], logitBias: { 9: 100 } }),
   random => ({ topLogprobs: random.int(1, 21) }),
 ]
 
@@ -45,7 +46,10 @@ function needleOf(random: Random, longest: number, wish: number): Needle {
     seed: random.int(0, 1000),
   }
   const wished = wishes.filter((_, i) => i === wish || random.int(0, 6) === 0)
-  return { prompt: promptOf(random, random.int(1, 70)), options: Object.assign(options, ...wished.map(one => one(random))) }
+  return {
+    prompt: promptOf(random, random.int(1, 70)),
+    options: Object.assign(options, ...wished.map(one => one(random, options.maxTokens))),
+  }
 }
 
 /** An engine that differs from the plainest one in everything that must not matter. */
@@ -73,8 +77,8 @@ function crowd(llama: Llama, random: Random, needle: Needle, size: number): void
     const own = promptOf(random, random.int(1, 30))
     const shared = random.int(0, 2) ? [] : needle.prompt.slice(0, random.int(0, needle.prompt.length + 1))
     const prompt = [...shared, ...own].slice(0, 100)
-    const { maxTokens: _, ...wished } = needleOf(random, 2, random.int(0, wishes.length)).options
-    const options = { ...wished, maxTokens: random.int(1, 10), priority: random.int(-1, 2) }
+    const wished = needleOf(random, 10, random.int(0, wishes.length)).options
+    const options = { ...wished, priority: random.int(-1, 2) }
     const several = random.int(0, 12)
     if (several === 2) llama.logits(prompt).catch(() => {})
     const others =

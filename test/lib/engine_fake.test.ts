@@ -6,7 +6,7 @@ import { describe, expect, test } from '@jest/globals'
 import type { RuleOptions } from '../../lib/edits.ts'
 import { Engine, type EngineLimits, type EngineStats } from '../../lib/engine.ts'
 import type { SequenceOptions } from '../../lib/sequence.ts'
-import { Crowd, empty, guess, prompt, texts, tokens, turn } from './fake_crowd.ts'
+import { Crowd, empty, guess, prompt, scores, texts, tokens, turn } from './fake_crowd.ts'
 import { FakeDevice } from './fake_device.ts'
 import {
   ask,
@@ -262,6 +262,18 @@ test('more rows of logits than a step takes are for the next one', async () => {
   const asked = [...scored, ...guessing]
   const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
   expect(faults(asked, answers)).toEqual([])
+})
+
+test('few rows of logits, then more of as many tokens', async () => {
+  const engine = engineOf({ maxBatchTokens: 64 })
+  const of = random(8)
+  const sampling = { ...greedy, top: 2 }
+  for (const options of [{ scoresPrompt: false }, { scoresPrompt: true }]) {
+    const one: Request = { prompt: tokens(40, of), maxTokens: 2, sampling, options }
+    const answer = await ask(engine, one).answer
+    expect(fault(one, answer)).toBe('')
+    if (options.scoresPrompt) expect(answer.scored).toEqual(scores(one.prompt))
+  }
 })
 
 test('those who wait for their tokens go together', async () => {
