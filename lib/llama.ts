@@ -271,6 +271,8 @@ export class Llama {
     signal?.addEventListener('abort', onAbort, { once: true })
     answer.onEnd = () => {
       ended = true
+      sequence.ended = true // also where the engine has never had it: those that it leads go on without it
+      this.#engine.wake()
       signal?.removeEventListener('abort', onAbort)
       mask?.dispose()
     }

@@ -5,16 +5,18 @@ import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
-
-type Plant = readonly [name: string, file: string, find: string, replace: string, tests: string, only?: string]
+import { answerPlants, type Plant } from './plants_answers.ts'
 
 const pages = 'test/lib/pages'
 const scheduler = 'test/lib/scheduler'
 const fake = 'test/lib/engine_fake'
 const same = 'the same answer'
 const failures = 'test/lib/engine_failures'
+const answers = 'test/lib/answers'
+const generation = 'test/lib/generation'
 
 const plants: readonly Plant[] = [
+  ...answerPlants,
   // Pages
   ['a hash without its parent', 'lib/pages.ts', 'let key = `', 'let key = ``; void `', pages],
   ['a hash without the last token', 'lib/pages.ts', 'i < at + this.size; i++', 'i < at + this.size - 1; i++', pages],
@@ -234,15 +236,22 @@ const plants: readonly Plant[] = [
     'lib/engine.ts',
     'sequence.tokens.length -= tokens.length',
     'if (tokens.length > 0) sequence.tokens.length -= 1',
-    'test/lib/answers',
+    answers,
   ],
-  ['penalties forget the newest token', 'lib/step.ts', 'position > tokens.length ? sequence.row : -1', '-1', 'test/lib/answers'],
+  ['penalties forget the newest token', 'lib/step.ts', 'position > tokens.length ? sequence.row : -1', '-1', answers],
   // Text
   [
     'a beginning of a stop string leaks',
     'lib/stops.ts',
     'const certain = all.length - (this.#state.length ||',
     'const certain = all.length - (0 ||',
+    'test/lib/stops',
+  ],
+  [
+    'a stop string that begins inside of another is not found',
+    'lib/stops.ts',
+    'node.fallback ? this.#step(node.fallback, unit) : this.#root',
+    'this.#root',
     'test/lib/stops',
   ],
   [
@@ -257,10 +266,10 @@ const plants: readonly Plant[] = [
     'lib/llama.ts',
     '[bos, ...tokens]',
     '[bos, bos, ...tokens]',
-    'test/lib/generation',
+    generation,
     'by text and by tokens',
   ],
-  ['every answer of several is the same', 'lib/llama.ts', 'BigInt(seed) + BigInt(i)', 'BigInt(seed)', 'test/lib/answers'],
+  ['every answer of several is the same', 'lib/llama.ts', 'BigInt(seed) + BigInt(i)', 'BigInt(seed)', answers],
 ]
 
 /** Runs tests with a bug planted; the exit code. */

@@ -47,13 +47,14 @@ describe('log-probabilities', () => {
       for (let k = 1; k < 5; k++) expect(top[k]!.logprob).toBeLessThanOrEqual(top[k - 1]!.logprob)
     }
   })
-  test('of the prompt: those that logits() gives', async () => {
+  test.each([0, 2])('of the prompt: those that logits() gives, with %i of the most probable', async topLogprobs => {
     const tokens = llama.tokenizer!.encode(prompt)
-    const { promptLogprobs } = await llama.generate(tokens, { ...greedy, maxTokens: 1, topLogprobs: 2, promptLogprobs: true })
+    const { promptLogprobs } = await llama.generate(tokens, { ...greedy, maxTokens: 1, topLogprobs, promptLogprobs: true })
     const logits = await llama.logits(tokens)
     const { vocab } = llama.config
     expect(promptLogprobs!.map(({ id }) => id)).toEqual(tokens.slice(1))
-    for (const [i, { id, logprob }] of promptLogprobs!.entries()) {
+    for (const [i, { id, logprob, top }] of promptLogprobs!.entries()) {
+      expect(top).toHaveLength(topLogprobs)
       const row = logits.subarray(i * vocab, (i + 1) * vocab)
       const most = row.reduce((a, b) => Math.max(a, b))
       const sum = row.reduce((all, x) => all + Math.exp(x - most), 0)
@@ -97,6 +98,20 @@ describe('rules', () => {
     const [first] = plain.text.trim().split(' ')
     const text = await llama.generate(prompt, { ...greedy, stop: first!, minTokens: 10 })
     expect(text.text.startsWith(plain.text.slice(0, 10))).toBe(true)
+    for (const minTokens of [5, 9]) {
+      const stop = llama.tokenizer!.decode([plain.tokens[minTokens - 1]!]) // the first that may
+      const { tokens } = await llama.generate(prompt, { ...greedy, stop, minTokens })
+      expect(tokens).toEqual(plain.tokens.slice(0, minTokens))
+    }
+  })
+  test('few biases, many, and many of several at once: the last one of each counts', async () => {
+    const forced = async (id: number, others: number) => {
+      const logitBias = new Map([...Array.from({ length: others }, (_, i): [number, number] => [i, -1]), [id, 100]])
+      expect((await llama.generate(prompt, { ...greedy, maxTokens: 4, logitBias })).tokens).toEqual([id, id, id, id])
+    }
+    await forced(3000, 0)
+    await forced(3001, 1023)
+    await Promise.all([3002, 3003, 3004].map(id => forced(id, 1023)))
   })
   test('a thousand biases at once, beside a request without any', async () => {
     const everything = new Map(Array.from({ length: 1024 }, (_, id) => [id, -100]))
@@ -123,6 +138,17 @@ test('guesses from what the text repeats: the same answer in fewer steps', async
   }
   const drawn = { temperature: 0.9, seed: 5, maxTokens: 40, ignoreEos: true }
   expect(await llama.generate(text, { ...drawn, promptLookup: 4 })).toEqual(await llama.generate(text, drawn))
+})
+
+test.each([
+  ['penalties', { frequencyPenalty: 1.5 }],
+  ['biases', { logitBias: { 300: 4 } }],
+  ['minTokens', { minTokens: 20, stopTokens: [260, 285] }],
+  ['a format', { format: { type: 'regex', pattern: '( [a-z]{1,9}){9}' }, ignoreEos: false }],
+] as const)('guesses know nothing of %s: the same answer without', async (_, rules) => {
+  const options = { ...greedy, maxTokens: 30, ...rules }
+  const text = 'one two three four five six seven eight. '.repeat(6)
+  expect(await llama.generate(text, { ...options, promptLookup: 8 })).toEqual(await llama.generate(text, options))
 })
 
 test('a long prompt in chunks does not stall the others', async () => {
@@ -169,5 +195,11 @@ describe('formats', () => {
     const early = llama.generate(prompt, { format: yesOrNo })
     early.abort()
     expect(await early).toMatchObject({ finishReason: 'abort', tokens: [] })
+  })
+  test('of several answers: the first is aborted while its format is compiled, the others do not wait for it', async () => {
+    const [first, ...others] = llama.generateMany(prompt, 3, { maxTokens: 8, format: yesOrNo })
+    first!.abort()
+    for (const answer of await Promise.all(others)) expect(answer.text).toMatch(/^(yes|no)$/)
+    expect(await first).toMatchObject({ finishReason: 'abort', tokens: [] })
   })
 })

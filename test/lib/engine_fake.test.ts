@@ -6,7 +6,7 @@ import { describe, expect, test } from '@jest/globals'
 import type { RuleOptions } from '../../lib/edits.ts'
 import { Engine, type EngineLimits, type EngineStats } from '../../lib/engine.ts'
 import type { SequenceOptions } from '../../lib/sequence.ts'
-import { Crowd, empty, guess, prompt, texts, tokens, turn } from './fake_crowd.ts'
+import { Crowd, empty, guess, prompt, scores, texts, tokens, turn } from './fake_crowd.ts'
 import { FakeDevice } from './fake_device.ts'
 import {
   ask,
@@ -45,13 +45,15 @@ describe('the same answer', () => {
     batches: ({ steps, generatedTokens }: EngineStats) => generatedTokens > 1.5 * steps,
     hits: ({ cachedTokens }: EngineStats) => cachedTokens > 4000,
     preemptions: ({ preemptions }: EngineStats) => preemptions > 50,
-    copies: (_: EngineStats, { copyPages }: FakeDevice['calls']) => copyPages > 50,
+    copies: (_: EngineStats, { calls }: FakeDevice) => calls.copyPages > 50,
     guesses: ({ steps, generatedTokens }: EngineStats) => generatedTokens > 2 * steps,
+    ahead: ({ steps }: EngineStats, { overlaps }: FakeDevice) => overlaps > steps / 2,
+    'never ahead': (_: EngineStats, { overlaps }: FakeDevice) => overlaps === 0,
   }
 
   test.each<Case>([
     { what: 'one at a time', limit: { maxSequences: 1, prefixCache: false }, occurs: [] },
-    { what: 'four at a time', occurs: ['batches', 'hits'] },
+    { what: 'four at a time', occurs: ['batches', 'hits', 'ahead'] },
     { what: '64 at a time', limit: { maxSequences: 64, maxBatchTokens: 128, pages: 1000 }, occurs: ['batches', 'hits'] },
     { what: 'pages of one token', limit: { pageSize: 1, pages: 256 }, occurs: ['batches', 'hits', 'copies'] },
     { what: 'large pages', limit: { pageSize: 16, pages: 32 }, occurs: ['batches', 'hits'] },
@@ -59,7 +61,19 @@ describe('the same answer', () => {
     { what: 'no prefix cache', limit: { prefixCache: false, maxBatchTokens: 64 }, occurs: ['batches'] },
     { what: 'a small cache', limit: { maxSequences: 8, pages: 15 }, occurs: ['hits', 'preemptions'] },
     { what: 'a small cache, no prefixes', limit: { maxSequences: 8, pages: 15, prefixCache: false }, occurs: ['preemptions'] },
-    { what: 'not pipelined', occurs: ['batches', 'hits'], options: () => ({ lockstep: true }) },
+    { what: 'not pipelined', limit: { pipeline: false }, occurs: ['batches', 'hits', 'never ahead'] },
+    {
+      what: 'not pipelined, in a small cache',
+      limit: { pipeline: false, maxSequences: 8, pages: 15 },
+      occurs: ['hits', 'preemptions', 'never ahead'],
+    },
+    { what: 'in lockstep', occurs: ['batches', 'hits'], options: () => ({ lockstep: true }) },
+    {
+      what: 'some in lockstep',
+      limit: { maxSequences: 8 },
+      occurs: ['batches', 'hits'],
+      options: ({ maxTokens }) => ({ lockstep: maxTokens % 2 === 0 }),
+    },
     {
       what: 'guesses',
       limit: { maxBatchTokens: 64 },
@@ -72,7 +86,7 @@ describe('the same answer', () => {
     const answers = await Promise.all(asked.map(one => ask(engine, options ? { ...one, options: options(one) } : one).answer))
     expect(faults(asked, answers)).toEqual([])
     expect(engine.stats).toMatchObject(empty)
-    expect(occurs.filter(one => !occurrences[one](engine.stats, device.calls))).toEqual([])
+    expect(occurs.filter(one => !occurrences[one](engine.stats, device))).toEqual([])
   })
 })
 
@@ -271,6 +285,18 @@ test('more rows of logits than a step takes are for the next one', async () => {
   const asked = [...scored, ...guessing]
   const answers = await Promise.all(asked.map(one => ask(engine, one).answer))
   expect(faults(asked, answers)).toEqual([])
+})
+
+test('few rows of logits, then more of as many tokens', async () => {
+  const engine = engineOf({ maxBatchTokens: 64 })
+  const of = random(8)
+  const sampling = { ...greedy, top: 2 }
+  for (const options of [{ scoresPrompt: false }, { scoresPrompt: true }]) {
+    const one: Request = { prompt: tokens(40, of), maxTokens: 2, sampling, options }
+    const answer = await ask(engine, one).answer
+    expect(fault(one, answer)).toBe('')
+    if (options.scoresPrompt) expect(answer.scored).toEqual(scores(one.prompt))
+  }
 })
 
 test('those who wait for their tokens go together', async () => {

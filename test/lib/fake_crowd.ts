@@ -41,6 +41,13 @@ export function guess(sampling: Request['sampling'], of: Random): NonNullable<Se
   }
 }
 
+/** Log-probabilities of the tokens of a prompt, from the second on. */
+export function scores(asked: readonly number[]): number[] {
+  const reference = new Reference()
+  const hashes = asked.map(token => reference.push(token))
+  return asked.slice(1).map((token, i) => logprobOf(hashes[i]!, token))
+}
+
 /** Users who ask one after the other, in every way that there is, of an engine with little room. */
 export class Crowd {
   readonly #of: Random
@@ -142,9 +149,7 @@ export class Crowd {
     const wrong = fault(one, given, aborted !== undefined)
     if (wrong) this.faults.push(wrong)
     if (!one.options?.scoresPrompt || given.end === 'abort') return
-    const reference = new Reference()
-    const hashes = one.prompt.map(token => reference.push(token))
-    const scores = one.prompt.slice(1).map((token, i) => logprobOf(hashes[i]!, token))
-    if (`${given.scored}` !== `${scores}`) this.faults.push(`scores of ${one.prompt}: ${given.scored}, expected ${scores}`)
+    const expected = scores(one.prompt)
+    if (`${given.scored}` !== `${expected}`) this.faults.push(`scores of ${one.prompt}: ${given.scored}, expected ${expected}`)
   }
 }

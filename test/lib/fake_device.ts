@@ -225,6 +225,8 @@ export class FakeDevice implements Device {
   readonly freeMemory = Number.POSITIVE_INFINITY
   /** How often each was called. */
   readonly calls: Record<Call, number> = { tensor: 0, record: 0, run: 0, write: 0, read: 0, copyPages: 0 }
+  /** Programs that ran while reads of the ones before were under way. */
+  overlaps = 0
   readonly #options: FakeOptions
   readonly #random: (n: number) => number
   /** What is enqueued; the first of it has the number #ran. */
@@ -292,6 +294,7 @@ export class FakeDevice implements Device {
     const outputs = body(recorder)
     const run = () => {
       const error = this.#count('run')
+      if (this.#reads.size > 0) this.overlaps++
       this.#enqueue(error, () => {
         for (const command of recorder.commands) command()
       })
