@@ -220,8 +220,11 @@ export interface Device {
   readonly activation: 'bf16' | 'f32'
   /** Zeroed memory. Throws ERR_OUT_OF_MEMORY. */
   tensor<D extends DType>(dtype: D, shape: readonly number[]): DeviceTensor<D>
-  /** The first from.length elements of `to`. Copies `from` before it returns. */
-  write(to: DeviceTensor, from: ArrayBufferView): void
+  /**
+   * The first from.length elements of `to`; with `at`, element at[i] is from[i], of a tensor whose elements have 4 bytes.
+   * Copies both arrays before it returns. Where a place comes twice, one of its values stays, and which is not said.
+   */
+  write(to: DeviceTensor, from: ArrayBufferView, at?: Int32Array): void
   /**
    * The first into.length elements of `from`. Resolves with `into` when everything enqueued so far, and this copy, has
    * finished; rejects if anything enqueued has failed.

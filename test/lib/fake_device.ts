@@ -247,11 +247,21 @@ export class FakeDevice implements Device {
     return new Tensor(dtype, shape, new make(size)) as never
   }
 
-  write(to: DeviceTensor, from: ArrayBufferView): void {
+  write(to: DeviceTensor, from: ArrayBufferView, at?: Int32Array): void {
     const error = this.#count('write')
     const { data } = of(to)
     if (from.constructor !== data.constructor) throw errorFor('ERR_DTYPE', `write: ${from.constructor.name} to ${of(to).dtype}`)
     const copy = (from as Int32Array).slice()
+    if (at) {
+      const places = at.slice()
+      if (places.length !== copy.length) throw errorFor('ERR_ARGUMENT', `write: ${copy.length} elements, ${places.length} places`)
+      for (const place of places)
+        if (!(place >= 0 && place < data.length)) throw errorFor('ERR_ARGUMENT', `write: place ${place}`)
+      this.#enqueue(error, () => {
+        for (let i = 0; i < places.length; i++) data[places[i]!] = copy[i]!
+      })
+      return
+    }
     if (copy.length > data.length) throw errorFor('ERR_SHAPE', `write: ${copy.length} elements to ${data.length}`)
     this.#enqueue(error, () => data.set(copy))
   }
