@@ -71,8 +71,10 @@ export interface StepInputs {
  * single tokens, penalties of those that were seen. Every field is a device tensor the host may rewrite between steps.
  */
 export interface Edits {
-  /** [out + 1] row i has the edits start[i] .. start[i + 1] - 1, of those that there are */
+  /** [out] row i has the edits start[i] .. end[i] - 1, of those that there are; rows lie in any order, with gaps */
   readonly start: I32
+  /** [out] */
+  readonly end: I32
   /** [edits] token ids, each once in a row; one outside the vocabulary is ignored */
   readonly ids: I32
   /** [edits] is added to the logit */

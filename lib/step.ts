@@ -148,6 +148,7 @@ export class StepBuffers {
   forget(): void {
     this.#blank = true
     this.#sampled.length = 0
+    this.edits?.forget()
   }
 
   /** Tokens [from, to) of one sequence; every row goes through the head. */

@@ -148,7 +148,7 @@ class FakeRecorder implements Recorder {
 
   adjust(logits: DeviceTensor, edits: Edits): never {
     const x = of(logits)
-    const [start, ids, bias, count] = [edits.start, edits.ids, edits.bias, edits.count].map(t => of(t).data)
+    const [start, end, ids, bias, count] = [edits.start, edits.end, edits.ids, edits.bias, edits.count].map(t => of(t).data)
     const [repetition, frequency, presence] = [edits.repetition, edits.frequency, edits.presence].map(t => of(t).data)
     const [newest, previous] = [of(edits.newest).data, edits.previous && of(edits.previous).data]
     const [maskRow, masks] = [of(edits.maskRow).data, of(edits.masks!)]
@@ -157,7 +157,7 @@ class FakeRecorder implements Recorder {
       y.rows = x.rows
       for (let r = 0; r < y.rows; r++) {
         const rules = new Map<number, [bias: number, count: number]>()
-        for (let e = start![r]!; e < start![r + 1]!; e++) rules.set(ids![e]!, [bias![e]!, count![e]!])
+        for (let e = start![r]!; e < end![r]!; e++) rules.set(ids![e]!, [bias![e]!, count![e]!])
         const last = newest[r]! < 0 ? undefined : previous?.[newest[r]!]
         if (last !== undefined) rules.set(last, [rules.get(last)?.[0] ?? 0, max(0, rules.get(last)?.[1] ?? 0) + 1])
         const mask = maskRow[r]! < 0 ? undefined : masks.data.subarray(maskRow[r]! * words, (maskRow[r]! + 1) * words)
