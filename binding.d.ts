@@ -71,8 +71,10 @@ export interface StepInputs {
  * single tokens, penalties of those that were seen. Every field is a device tensor the host may rewrite between steps.
  */
 export interface Edits {
-  /** [out + 1] row i has the edits start[i] .. start[i + 1] - 1, of those that there are */
+  /** [out] row i has the edits start[i] .. end[i] - 1, of those that there are; rows lie in any order, with gaps */
   readonly start: I32
+  /** [out] */
+  readonly end: I32
   /** [edits] token ids, each once in a row; one outside the vocabulary is ignored */
   readonly ids: I32
   /** [edits] is added to the logit */
@@ -220,8 +222,11 @@ export interface Device {
   readonly activation: 'bf16' | 'f32'
   /** Zeroed memory. Throws ERR_OUT_OF_MEMORY. */
   tensor<D extends DType>(dtype: D, shape: readonly number[]): DeviceTensor<D>
-  /** The first from.length elements of `to`. Copies `from` before it returns. */
-  write(to: DeviceTensor, from: ArrayBufferView): void
+  /**
+   * The first from.length elements of `to`; with `at`, element at[i] is from[i], of a tensor whose elements have 4 bytes.
+   * Copies both arrays before it returns. Where a place comes twice, one of its values stays, and which is not said.
+   */
+  write(to: DeviceTensor, from: ArrayBufferView, at?: Int32Array): void
   /**
    * The first into.length elements of `from`. Resolves with `into` when everything enqueued so far, and this copy, has
    * finished; rejects if anything enqueued has failed.

@@ -14,7 +14,7 @@ const options = benchOptions({ prompt: 512, decode: 256, repeat: 3 })
 const { config } = options
 const tensor = { shape: [config.vocab, config.dim] } as unknown as DeviceTensor
 
-/** Takes every call, copies what is written, and has read at once. Its tokens are 0. */
+/** Takes every call, copies what is written and where to, and has read at once. Its tokens are 0. */
 class Idle {
   readonly activation = 'bf16'
   readonly #memory = new Uint8Array(2 ** 24)
@@ -25,8 +25,9 @@ class Idle {
   read = async <V>(_from: DeviceTensor, into: V) => into
   copyPages = () => {}
 
-  write(_to: DeviceTensor, from: ArrayBufferView): void {
+  write(_to: DeviceTensor, from: ArrayBufferView, at?: Int32Array): void {
     this.#memory.set(new Uint8Array(from.buffer, from.byteOffset, from.byteLength))
+    if (at) this.#memory.set(new Uint8Array(at.buffer, at.byteOffset, at.byteLength), from.byteLength)
   }
 
   record<R>(body: (op: Recorder) => R): Program<R> {
@@ -61,16 +62,21 @@ const none = {
   minTokens: 0,
   stopTokens: new Set<number>(),
 }
+const penalty = () => new TokenRules({ ...none, repetition: 1.1 })
 const cases: readonly Case[] = [
   { batch: 1, what: 'plain', target: 50 },
   { batch: 8, what: 'plain' },
   { batch: 64, what: 'plain' },
   { batch: 256, what: 'plain', target: 300 },
   { batch: 64, what: 'long prompts', prompt: 4096 },
+  { batch: 64, what: 'very long prompts', prompt: 32768 },
+  { batch: 256, what: 'long prompts', prompt: 4096 },
   { batch: 64, what: 'a long prompt waits whose beginning others use', prompt: 4096, waits: true },
   { batch: 64, what: 'one token after the other', options: { lockstep: true } },
   { batch: 64, what: 'top log-probabilities', top: 20 },
-  { batch: 64, what: 'repetition penalty', rules: () => new TokenRules({ ...none, repetition: 1.1 }) },
+  { batch: 256, what: 'top log-probabilities', top: 20 },
+  { batch: 64, what: 'repetition penalty', rules: penalty },
+  { batch: 256, what: 'repetition penalty', target: 300, rules: penalty },
 ]
 
 interface Times {
@@ -85,11 +91,10 @@ async function measure({ batch, waits, prompt = options.prompt, top, rules, opti
   const device = new Idle()
   const own = Math.ceil(options.decode / pageSize) + 1
   const pages = waits ? 2 * (prompt / pageSize) + batch : batch * (prompt / pageSize + own)
-  const { context } = config
   const limits = {
-    context,
+    context: 131072, // whatever the shape has: a row of the page table has 8192 entries
     maxSequences: 257,
-    maxBatchTokens: 2048,
+    maxBatchTokens: Math.max(2048, (batch * prompt) / 128), // the last one begins while all others generate
     maxQueue: 1000,
     pageSize,
     pages,

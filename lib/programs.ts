@@ -23,7 +23,7 @@ export interface StepSize {
   readonly tokens: number
   /** Through the head; one for each token, up to maxSequences, if absent. */
   readonly rows?: number
-  /** Edits of logits; absent: none of its rows has any, nor a mask. */
+  /** Room for edits of logits; absent: none of its rows has any, nor a mask. */
   readonly edits?: number | undefined
   /** Whether log-probabilities of more than the sampled tokens are asked for. */
   readonly scores?: boolean
@@ -62,7 +62,8 @@ export class Programs {
     const size = bucket(tokens)
     const seqs = Math.min(size, maxSequences)
     const outputs = rows <= seqs ? seqs : bucket(rows)
-    const room = edits === undefined ? 0 : bucket(Math.max(edits, 256))
+    // Twice: rows come and go for some time before their edits have to be laid out anew.
+    const room = edits === undefined ? 0 : bucket(Math.max(2 * edits, 256))
     // Log-probabilities are those before the edits.
     const scored = scores || room > 0
     return recall(this.#generation, `${size} ${outputs} ${room} ${scored}`, () => {

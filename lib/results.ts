@@ -29,7 +29,7 @@ export function sizeOf(work: readonly Work[]): StepSize & { readonly rows: numbe
     const { rules, top } = sequence.sampling
     size.tokens += to - from
     size.rows += rows
-    if (rules && samples) size.edits = (size.edits ?? 0) + rules.size(sequence.tokens, sequence.promptLength)
+    if (rules && samples) size.edits = (size.edits ?? 0) + rules.see(sequence.tokens, sequence.promptLength).room
     if (rows > 0 && (top || sequence.options.scoresPrompt)) size.scores = true
   }
   return size

@@ -1,7 +1,7 @@
 /** The work of a batch -> StepInputs and Sampling: the host's side of what changes from step to step. */
 import type { Device, I32, Sampling, StepInputs } from '../binding.d.ts'
 import { EditBuffers } from './edits.ts'
-import { f32, i32, u32 } from './mirror.ts'
+import { f32, i32, Places, u32 } from './mirror.ts'
 import type { SamplingParameters } from './sampling.ts'
 import type { Work } from './scheduler.ts'
 import type { Sequence } from './sequence.ts'
@@ -44,7 +44,10 @@ export class StepBuffers {
   readonly #position
   readonly #given
   /** What the rows of the page table, and of the sampling parameters, are. */
-  readonly #tabled: { sequence: Sequence; version: number }[] = []
+  readonly #tabled: { sequence: Sequence; version: number; pages: number }[] = []
+  /** Entries of the page table that have changed; if it is blank, none of it is on the device. */
+  readonly #entries = new Places()
+  #blank = true
   readonly #sampled: SamplingParameters[] = []
 
   /** sampled: where each step leaves its ids, and the next one finds them. */
@@ -94,9 +97,12 @@ export class StepBuffers {
   writeBatch(batch: readonly Work[], pageSize: number): void {
     let row = 0
     let out = 0
-    let tableChanged = false
     let samplingChanged = false
     this.edits?.clear()
+    if (this.#blank) {
+      this.#pageTable.host.fill(-1)
+      this.#tabled.length = 0
+    }
     for (const [s, work] of batch.entries()) {
       const { sequence, from, to, guesses, rows, samples } = work
       const { tokens, sampling } = sequence
@@ -109,11 +115,7 @@ export class StepBuffers {
       }
       this.#queryStart.host[s + 1] = row
       this.#kvLength.host[s] = to
-      if (this.#tabled[s]?.sequence !== sequence || this.#tabled[s]?.version !== sequence.version) {
-        this.#tabulate(s, sequence.pages)
-        this.#tabled[s] = { sequence, version: sequence.version }
-        tableChanged = true
-      }
+      this.#tabulate(s, sequence)
       for (let i = rows; i > 0; i--, out++) {
         const position = to - i + 1 // of the token that this row is about
         this.#outputs.host[out] = row - i
@@ -132,7 +134,10 @@ export class StepBuffers {
       sequence.row = out - 1
     }
     this.#write(row, batch.length, out)
-    if (tableChanged) this.#pageTable.write(batch.length * this.bucket.maxPages)
+    const entries = this.#entries.take()
+    if (this.#blank) this.#pageTable.write(this.#pageTable.host.length)
+    else this.#pageTable.writeAt(entries)
+    this.#blank = false
     if (samplingChanged) this.#writeSampling(out)
     this.#position.write(out)
     this.#given?.write(out)
@@ -141,8 +146,9 @@ export class StepBuffers {
 
   /** A write has failed: nothing is known of what is on the device. */
   forget(): void {
-    this.#tabled.length = 0
+    this.#blank = true
     this.#sampled.length = 0
+    this.edits?.forget()
   }
 
   /** Tokens [from, to) of one sequence; every row goes through the head. */
@@ -155,7 +161,8 @@ export class StepBuffers {
     }
     this.#queryStart.host[1] = to - from
     this.#kvLength.host[0] = to
-    this.#tabulate(0, pages)
+    this.#pageTable.host.fill(-1)
+    this.#pageTable.host.set(pages)
     this.#write(to - from, 1, to - from)
     this.#pageTable.write(this.bucket.maxPages)
   }
@@ -165,10 +172,19 @@ export class StepBuffers {
     this.#slots.host[row] = pages[Math.floor(position / pageSize)]! * pageSize + (position % pageSize)
   }
 
-  #tabulate(s: number, pages: readonly number[]): void {
-    const { maxPages } = this.bucket
-    this.#pageTable.host.set(pages, s * maxPages)
-    this.#pageTable.host.fill(-1, s * maxPages + pages.length, (s + 1) * maxPages)
+  #tabulate(s: number, sequence: Sequence): void {
+    const { pages, version } = sequence
+    const before = this.#tabled[s]
+    if (before?.sequence === sequence && before.version === version) return
+    const { host } = this.#pageTable
+    const first = s * this.bucket.maxPages
+    for (let i = Math.max(pages.length, before?.pages ?? 0) - 1; i >= 0; i--) {
+      const page = pages[i] ?? -1
+      if (host[first + i] === page) continue
+      host[first + i] = page
+      this.#entries.add(first + i)
+    }
+    this.#tabled[s] = { sequence, version, pages: pages.length }
   }
 
   #sampleAs(out: number, sampling: SamplingParameters): void {

@@ -14,6 +14,8 @@ const same = 'the same answer'
 const failures = 'test/lib/engine_failures'
 const answers = 'test/lib/answers'
 const generation = 'test/lib/generation'
+const step = 'test/lib/step'
+const edits = 'test/lib/edits'
 
 const plants: readonly Plant[] = [
   ...answerPlants,
@@ -167,7 +169,28 @@ const plants: readonly Plant[] = [
   ['in lockstep, but ahead', 'lib/scheduler.ts', '!(ahead > 0 && (lockstep || guess))', 'true', scheduler],
   ['one token too many', 'lib/scheduler.ts', 'generated + ahead < maxTokens', 'generated < maxTokens', scheduler],
   // Steps
-  ['a stale page table', 'lib/step.ts', ' || this.#tabled[s]?.version !== sequence.version', '', fake, same],
+  ['a stale page table', 'lib/step.ts', ' && before.version === version', '', fake, same],
+  [
+    'the pages of who was in this row before',
+    'lib/step.ts',
+    'before?.sequence === sequence && before.version',
+    'before?.version',
+    step,
+  ],
+  [
+    'pages of a longer sequence behind those of a row',
+    'lib/step.ts',
+    'Math.max(pages.length, before?.pages ?? 0)',
+    'pages.length',
+    step,
+  ],
+  [
+    'a page table is believed after a write has failed',
+    'lib/step.ts',
+    'this.#blank = true\n    this.#sampled',
+    'this.#sampled',
+    step,
+  ],
   ['a key less is seen', 'lib/step.ts', 'this.#kvLength.host[s] = to', 'this.#kvLength.host[s] = to - 1', fake, same],
   [
     'positions one off',
@@ -218,6 +241,25 @@ const plants: readonly Plant[] = [
     same,
   ],
   ['rows of the step before are alive', 'lib/step.ts', 'this.#queryStart.host.fill(rows, seqs + 1)', '', fake, same],
+  // Edits of logits
+  ['what was seen since the last step is not written', 'lib/edits.ts', 'i = region.seen; i <', 'i = seen.length; i <', edits],
+  ['stop tokens are held back for ever', 'lib/edits.ts', 'slot < stops && early !== region.early', 'slot < 0', edits],
+  ['edits in the region of others', 'lib/edits.ts', 'ids.length <= region.room', 'ids.length <= region.room + 1', edits],
+  ['regions made anew are forgotten by the rows before', 'lib/edits.ts', '? row + 1 : 0', '? row + 1 : row', edits],
+  [
+    'edits are believed after a write has failed',
+    'lib/edits.ts',
+    'this.#rules.length = 0\n    this.#makeAnew()',
+    'this.#rules.length = 0',
+    edits,
+  ],
+  [
+    'the penalties of who was in this row before',
+    'lib/edits.ts',
+    'if (this.#rules[row] === rules) return',
+    'if (this.#rules[row]) return',
+    edits,
+  ],
   // Engine
   ['an abort frees no pages', 'lib/engine.ts', 'this.#scheduler.remove(sequence)', '', failures, 'of a request'],
   ['a row that is not finite is drawn from', 'lib/engine.ts', 'results.status[first + i] !== 0', 'false', failures],

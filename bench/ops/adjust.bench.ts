@@ -16,7 +16,8 @@ export const adjust: OpBench = (inputs, rows) => {
     return tensor
   }
   const penalties: Edits = {
-    start: put('i32', [rows + 1], i => i * seen),
+    start: put('i32', [rows], i => i * seen),
+    end: put('i32', [rows], i => (i + 1) * seen),
     ids: put('i32', [rows * seen], i => (i * 997) % config.vocab),
     bias: put('f32', [rows * seen], () => 0),
     count: put('i32', [rows * seen], i => i % 3),

@@ -100,11 +100,13 @@ inline DType dtype_from(const Napi::Value& value, const char* name) {
   fail("ERR_ARGUMENT", name, " is \"", text, "\", expected bf16, f32, i32 or u32");
 }
 
-// The bytes of an ArrayBufferView, and whether its elements are what a tensor of that type holds.
+// The bytes of an ArrayBufferView, whose elements are what a tensor of that type holds.
 struct View {
   std::byte* data = nullptr;
   size_t bytes = 0;
 };
+View elements_of(const Napi::Value& value, const Tensor& tensor, const char* name);
+// The same, and not more of them than the tensor has.
 View view_of(const Napi::Value& value, const Tensor& tensor, const char* name);
 
 }  // namespace cria

@@ -40,6 +40,36 @@ Napi::Value DeviceClass::free_memory(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value { return Napi::Number::New(info.Env(), device->use().free_memory()); });
 }
 
+namespace {
+
+// The elements of `from` and where each goes. They are read once: other threads may write to shared memory meanwhile.
+std::vector<Placed> placed(const Tensor& to, const Napi::Value& from, const Napi::Value& at) {
+  if (size_of(to.dtype) != sizeof(uint32_t))
+    fail("ERR_DTYPE", "write: the tensor is ", name_of(to.dtype), ", expected f32, i32 or u32 where `at` is given");
+  const View values = elements_of(from, to, "write");
+  if (!at.IsTypedArray() || at.As<Napi::TypedArray>().TypedArrayType() != napi_int32_array)
+    fail("ERR_ARGUMENT", "write: at is ", describe(at), ", expected an Int32Array");
+  Tensor index;
+  index.dtype = DType::i32;
+  const View places = elements_of(at, index, "write: at");
+  if (places.bytes != values.bytes)
+    fail("ERR_ARGUMENT", "write: at has ", places.bytes / 4, " elements, expected as many as the array, which has ",
+         values.bytes, " bytes");
+  const int64_t count = to.count();
+  std::vector<Placed> elements(values.bytes / sizeof(uint32_t));
+  for (size_t i = 0; i < elements.size(); i++) {
+    Placed& e = elements[i];
+    std::memcpy(&e.at, places.data + i * sizeof e.at, sizeof e.at);
+    std::memcpy(&e.value, values.data + i * sizeof e.value, sizeof e.value);
+    if (e.at < 0 || e.at >= count)
+      fail("ERR_ARGUMENT", "write: at[", i, "] is ", e.at, ", expected an element of the tensor, from 0 to ",
+           count - 1);
+  }
+  return elements;
+}
+
+}  // namespace
+
 // tensor(dtype, shape)
 Napi::Value DeviceClass::tensor(const Napi::CallbackInfo& info) {
   return guard(info.Env(), [&]() -> Napi::Value {
@@ -65,13 +95,17 @@ Napi::Value DeviceClass::tensor(const Napi::CallbackInfo& info) {
   });
 }
 
-// write(to, from)
+// write(to, from, at?)
 void DeviceClass::write(const Napi::CallbackInfo& info) {
   guard(info.Env(), [&] {
     Device& d = device->use();
     Keep keep;
     Arguments a("write", info, device, keep);
     const Tensor to = a.tensor(0, "to");
+    if (a.has(2)) {
+      d.write_at(to.data, std::move(keep.front()), placed(to, info[1], info[2]));
+      return;
+    }
     const View from = view_of(info[1], to, "write");
     d.write(to.data, std::move(keep.front()), from.data, from.bytes);
   });

@@ -191,6 +191,7 @@ Napi::Value RecorderClass::adjust(const Napi::CallbackInfo& info) {
     op.logits = a.tensor(0, "logits");
     const Napi::Object e = a.object(1, "edits");
     op.start = a.field(e, "edits.start", "start");
+    op.end = a.field(e, "edits.end", "end");
     op.ids = a.field(e, "edits.ids", "ids");
     op.bias = a.field(e, "edits.bias", "bias");
     op.count = a.field(e, "edits.count", "count");

@@ -41,7 +41,7 @@ Tensor TensorHandle::resolve(std::shared_ptr<const void>& keep, const char* name
   fail("ERR_DISPOSED", name, " was disposed");
 }
 
-View view_of(const Napi::Value& value, const Tensor& tensor, const char* name) {
+View elements_of(const Napi::Value& value, const Tensor& tensor, const char* name) {
   View view;
   bool fits = false;
   const char* expected = tensor.dtype == DType::bf16  ? "Uint16Array"
@@ -63,6 +63,11 @@ View view_of(const Napi::Value& value, const Tensor& tensor, const char* name) {
   if (!fits)
     fail("ERR_ARGUMENT", name, ": the tensor is ", name_of(tensor.dtype), " ", shape_text(tensor), ", expected a ",
          expected, " or a Uint8Array");
+  return view;
+}
+
+View view_of(const Napi::Value& value, const Tensor& tensor, const char* name) {
+  const View view = elements_of(value, tensor, name);
   if (view.bytes > tensor.bytes() || view.bytes % size_of(tensor.dtype) != 0)
     fail("ERR_ARGUMENT", name, ": the array has ", view.bytes, " bytes, the tensor ", name_of(tensor.dtype), " ",
          shape_text(tensor), " has ", tensor.bytes());

@@ -61,6 +61,12 @@ class CpuDevice final : public Device {
     });
   }
 
+  void write_at(void* to, std::shared_ptr<const void> keep, std::vector<Placed> elements) override {
+    queue_.add([to, keep = std::move(keep), elements = std::move(elements)] {
+      for (const Placed& e : elements) static_cast<uint32_t*>(to)[e.at] = e.value;
+    });
+  }
+
   void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) override {
     queue_.add(
         [from, keep = std::move(keep), into, bytes] {

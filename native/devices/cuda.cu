@@ -4,11 +4,11 @@
 // asked. Host memory passes through pinned blocks; a block returns when the event behind its copy has passed.
 #include <condition_variable>
 #include <deque>
-#include <map>
 #include <sstream>
 
 #include "driver.h"
 #include "gpu_device.h"
+#include "pinned.h"
 #include "plugin.h"
 #include "queue.h"
 
@@ -28,45 +28,6 @@ constexpr size_t kChunk = 16 << 20;    // of an upload
 constexpr size_t kAhead = 8 * kChunk;  // what the disk reads before it is copied
 constexpr size_t kMostPinned = 4 * kChunk;
 constexpr double kReserve = 256e6;  // bytes of device memory that stay free: the context and graphs take some later
-
-// Page-locked host memory in blocks of powers of two, used again and again.
-class Pinned {
- public:
-  using Block = std::shared_ptr<std::byte>;
-  ~Pinned() {
-    for (auto& [size, blocks] : free_)
-      for (std::byte* b : blocks) cudaFreeHost(b);
-  }
-  // Waits while the GPU still reads too many of them.
-  Block get(size_t bytes) {
-    size_t size = 4096;
-    while (size < bytes) size *= 2;
-    std::unique_lock lock(mutex_);
-    returned_.wait(lock, [&] { return !free_[size].empty() || used_ == 0 || used_ + size <= kMostPinned; });
-    std::byte* memory = nullptr;
-    if (!free_[size].empty()) {
-      memory = free_[size].back();
-      free_[size].pop_back();
-    } else {
-      void* fresh = nullptr;
-      check(cudaMallocHost(&fresh, size), "page-locked host memory");
-      memory = static_cast<std::byte*>(fresh);
-    }
-    used_ += size;
-    return {memory, [this, size](std::byte* b) {
-              std::lock_guard guard(mutex_);
-              free_[size].push_back(b);
-              used_ -= size;
-              returned_.notify_all();
-            }};
-  }
-
- private:
-  std::mutex mutex_;
-  std::condition_variable returned_;
-  std::map<size_t, std::vector<std::byte*>> free_;
-  size_t used_ = 0;
-};
 
 // Waits for events in their order; keeps what work needs until it has been done.
 class Completions {
@@ -288,6 +249,15 @@ class CudaRuntime final : public Runtime {
       completions_.after(stream_, [graph, kept](std::exception_ptr) {});
     });
   }
+  // The kernels read the pinned block where it is: one launch, and no copy before it.
+  void launch_with(const void* from, size_t bytes, std::function<void(const Stream&, const void*)> launches,
+                   Kept kept) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    queue_.add([this, launches = std::move(launches), kept = std::move(kept),
+                data = std::vector<std::byte>(first, first + bytes)] {
+      pin(data.data(), data.size(), kept, [&](const std::byte* block) { launches(Stream{stream_}, block); });
+    });
+  }
   void clock(double* seconds, Done done) override {
     auto told = std::make_shared<Done>(std::move(done));
     queue_.add(
@@ -319,17 +289,24 @@ class CudaRuntime final : public Runtime {
   void use() const { check(cudaSetDevice(device_), "the GPU"); }
   void send(void* to, const std::byte* from, size_t bytes, const Kept& kept) {
     if (bytes == 0) return;
+    pin(from, bytes, kept, [&](const std::byte* block) {
+      check(cudaMemcpyAsync(to, block, bytes, cudaMemcpyHostToDevice, stream_), "a copy to the GPU");
+    });
+  }
+  // enqueue() is given a copy that lies in a pinned block until what it enqueues has been done.
+  template <class Enqueue>
+  void pin(const std::byte* from, size_t bytes, const Kept& kept, const Enqueue& enqueue) {
     use();
     const Pinned::Block block = pinned_.get(bytes);
     std::memcpy(block.get(), from, bytes);
-    check(cudaMemcpyAsync(to, block.get(), bytes, cudaMemcpyHostToDevice, stream_), "a copy to the GPU");
+    enqueue(block.get());
     completions_.after(stream_, [block, kept](std::exception_ptr) {});
   }
 
   const int device_;
   Chip chip_;
   cudaStream_t stream_ = nullptr, capture_ = nullptr;
-  Pinned pinned_;
+  Pinned pinned_{kMostPinned};
   std::shared_ptr<Event> clock_;  // the last one that clock() recorded, and its time: the completions' thread has them
   double clock_seconds_ = 0;
   Completions completions_;

@@ -42,6 +42,12 @@ struct WeightBlocks {
 };
 using SharedWeight = std::shared_ptr<const WeightBlocks>;
 
+// An element of 4 bytes, and where it goes; a kernel loads both at once.
+struct alignas(8) Placed {
+  int32_t at;
+  uint32_t value;
+};
+
 // A kernel as a program starts it.
 struct KernelLaunch {
   std::string kernel;
@@ -79,6 +85,8 @@ class Device {
   // Bytes of memory of its own that are free; infinite on the host, where weights stay where they are mapped.
   virtual double free_memory() const { return std::numeric_limits<double>::infinity(); }
   virtual void write(void* to, std::shared_ptr<const void> keep, const void* from, size_t bytes) = 0;
+  // Where a place comes twice, one of its values stays.
+  virtual void write_at(void* to, std::shared_ptr<const void> keep, std::vector<Placed> elements) = 0;
   virtual void read(const void* from, std::shared_ptr<const void> keep, void* into, size_t bytes, Done done) = 0;
 
   // Rows of parts as one weight. Parts come from adopt, random or stack.

@@ -24,6 +24,14 @@ __global__ void random_kernel(bf16* to, int64_t count, uint64_t seed, float scal
   for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step)
     to[i] = bf16(random_value(seed, uint64_t(i), scale));
 }
+
+__global__ void write_at_kernel(uint32_t* to, const Placed* elements, int64_t count) {
+  const int64_t step = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += step) {
+    const Placed e = elements[i];
+    to[e.at] = e.value;
+  }
+}
 }  // namespace
 
 class GpuDevice final : public Device {
@@ -45,6 +53,15 @@ class GpuDevice final : public Device {
 
   void write(void* to, Kept keep, const void* from, size_t bytes) override {
     runtime_->write(to, from, bytes, std::move(keep));
+  }
+  void write_at(void* to, Kept keep, std::vector<Placed> elements) override {
+    const auto count = int64_t(elements.size());
+    if (count == 0) return;
+    const auto start = [this, to, count](const Stream& stream, const void* from) {
+      launch(write_at_kernel, "write", Shape{dim3(blocks_for(count)), dim3(kThreads)}, stream,
+             static_cast<uint32_t*>(to), static_cast<const Placed*>(from), count);
+    };
+    runtime_->launch_with(elements.data(), elements.size() * sizeof(Placed), start, std::move(keep));
   }
   void read(const void* from, Kept keep, void* into, size_t bytes, Done done) override {
     runtime_->read(into, from, bytes, std::move(keep), std::move(done));
@@ -77,8 +94,8 @@ class GpuDevice final : public Device {
     w->keep = {memory};
     const int64_t count = rows * cols;
     runtime_->replay(runtime_->record([&](const Stream& stream) {
-      const auto blocks = unsigned(std::min<int64_t>((count + 255) / 256, int64_t{runtime_->chip().sms} * 16));
-      launch(random_kernel, "random", Shape{dim3(blocks), dim3(256)}, stream, data, count, seed, random_scale(std));
+      launch(random_kernel, "random", Shape{dim3(blocks_for(count)), dim3(kThreads)}, stream, data, count, seed,
+             random_scale(std));
     }),
                      memory);
     return w;
@@ -138,6 +155,11 @@ class GpuDevice final : public Device {
   void close() override { runtime_->close(); }
 
  private:
+  static constexpr unsigned kThreads = 256;
+  // For a loop over so many elements.
+  unsigned blocks_for(int64_t count) const {
+    return unsigned(std::min((count + kThreads - 1) / kThreads, int64_t{runtime_->chip().sms} * 16));
+  }
   struct Memory final : Buffer {
     std::shared_ptr<Runtime> runtime;
     Memory(std::shared_ptr<Runtime> r, size_t n, bool zero) : runtime(std::move(r)) {

@@ -109,6 +109,16 @@ class HostRuntime final : public Runtime {
       check_canaries();
     });
   }
+  void launch_with(const void* from, size_t bytes, std::function<void(const Stream&, const void*)> launches,
+                   Kept kept) override {
+    const auto* first = static_cast<const std::byte*>(from);
+    queue_.add([this, launches = std::move(launches), kept = std::move(kept),
+                data = std::vector<std::byte>(first, first + bytes)] {
+      launches(Stream{&machine_}, data.data());
+      machine_.drain();
+      check_canaries();
+    });
+  }
   void clock(double* seconds, Done done) override {
     queue_.add([seconds] { *seconds = Queue::now(); }, std::move(done));
   }

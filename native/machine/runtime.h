@@ -43,6 +43,10 @@ class Runtime {
   virtual void copy(void* to, const void* from, size_t bytes, Kept kept) = 0;  // within the device
   virtual std::shared_ptr<Graph> record(const std::function<void(const Stream&)>& launches) = 0;
   virtual void replay(std::shared_ptr<Graph> graph, Kept kept) = 0;
+  // Launches that are not recorded, with the address of a copy of `from`, made before it returns. `launches` is called
+  // when their turn comes, on another thread.
+  virtual void launch_with(const void* from, size_t bytes, std::function<void(const Stream&, const void*)> launches,
+                           Kept kept) = 0;
   virtual void clock(double* seconds, Done done) = 0;  // when everything before has been done; only differences count
   // Waits for the task under way; those that wait are rejected with ERR_CLOSED. Never throws.
   virtual void close() = 0;

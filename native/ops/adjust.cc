@@ -72,6 +72,7 @@ size_t workspace(const Adjust&, int) { return 0; }
 void run(const Adjust& op, Worker& w) {
   const int64_t vocab = op.logits.dims[1], spans = (vocab + kSpan - 1) / kSpan, edits = op.ids.dims[0];
   const auto* start = static_cast<const int32_t*>(op.start.data);
+  const auto* ends = static_cast<const int32_t*>(op.end.data);
   const auto* ids = static_cast<const int32_t*>(op.ids.data);
   for (int64_t unit, next; w.take(unit, next, live_rows(op.logits) * spans);) {
     const int64_t at = unit / spans, begin = unit % spans * kSpan, end = clamp(begin + kSpan, 0, vocab);
@@ -79,7 +80,7 @@ void run(const Adjust& op, Worker& w) {
     row.copy(begin, end);
     // As if it were in no edit; the edit that it is in writes over it.
     if (row.newest >= begin && row.newest < end) row.y[row.newest] = row.edited(row.newest, 0, 1);
-    const int64_t last = clamp(start[at + 1], 0, edits);
+    const int64_t last = clamp(ends[at], 0, edits);
     for (int64_t e = clamp(start[at], 0, edits); e < last; e++) {
       const int64_t id = ids[e], count = static_cast<const int32_t*>(op.count.data)[e];
       if (id < begin || id >= end) continue;

@@ -14,7 +14,7 @@ constexpr float kLowest = -__builtin_inff();
 struct Adjusting {
   const float* logits;
   float* y;
-  const int32_t *start, *ids;
+  const int32_t *start, *end, *ids;
   const float* bias;
   const int32_t* count;
   const float *repetition, *frequency, *presence;
@@ -95,7 +95,7 @@ __global__ void __launch_bounds__(kThreads) adjust_kernel(Adjusting op, Live liv
     row.copy(piece + int64_t{threadIdx.x} * 4);
   // Edits write over what other threads copied.
   sync_block();
-  const int64_t end = clamp(op.start[at + 1], op.edits);
+  const int64_t end = clamp(op.end[at], op.edits);
   for (int64_t e = clamp(op.start[at], op.edits) + threadIdx.x; e < end; e += kThreads) {
     const int64_t id = op.ids[e];
     const bool known = guard(id >= 0 && id < op.vocab);
@@ -122,6 +122,7 @@ void run(const Adjust& op, const Gpu& gpu) {
   const Adjusting adjusting{op.logits.as<const float>(),
                             op.y.as<float>(),
                             op.start.as<const int32_t>(),
+                            op.end.as<const int32_t>(),
                             op.ids.as<const int32_t>(),
                             op.bias.as<const float>(),
                             op.count.as<const int32_t>(),

@@ -11,11 +11,11 @@ namespace cria {
 
 struct Adjust {
   static constexpr const char* name = "adjust";
-  Tensor logits;  // [out, vocab] f32
-  Tensor start;   // [out + 1]    row i has the edits start[i] .. start[i + 1] - 1, of those that there are
-  Tensor ids;     // [edits]      each once in a row; outside the vocabulary: ignored
-  Tensor bias;    // [edits]
-  Tensor count;   // [edits]      how often it was generated; 0: seen in the prompt only, -1: never seen
+  Tensor logits;      // [out, vocab] f32
+  Tensor start, end;  // [out]    row i has the edits start[i] .. end[i] - 1, of those that there are
+  Tensor ids;         // [edits]      each once in a row; outside the vocabulary: ignored
+  Tensor bias;        // [edits]
+  Tensor count;       // [edits]      how often it was generated; 0: seen in the prompt only, -1: never seen
   Tensor repetition, frequency, presence;  // [out]  1, 0, 0 = off
   Tensor newest;    // [out]          row of `previous` with an id that counts once more than its edit says, or -1
   Tensor previous;  // [previous]     optional
@@ -26,8 +26,8 @@ struct Adjust {
   template <class V>
   void contract(V& c) {
     c.in("logits", logits, DType::f32, {"out", "vocab"});
-    c.in("edits.start", start, DType::i32, {"out+1"});
-    c.require(start.dims[0] == logits.dims[0] + 1, "out+1 = out + 1");
+    c.in("edits.start", start, DType::i32, {"out"});
+    c.in("edits.end", end, DType::i32, {"out"});
     c.in("edits.ids", ids, DType::i32, {"edits"});
     c.in("edits.bias", bias, DType::f32, {"edits"});
     c.in("edits.count", count, DType::i32, {"edits"});

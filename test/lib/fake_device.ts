@@ -148,7 +148,7 @@ class FakeRecorder implements Recorder {
 
   adjust(logits: DeviceTensor, edits: Edits): never {
     const x = of(logits)
-    const [start, ids, bias, count] = [edits.start, edits.ids, edits.bias, edits.count].map(t => of(t).data)
+    const [start, end, ids, bias, count] = [edits.start, edits.end, edits.ids, edits.bias, edits.count].map(t => of(t).data)
     const [repetition, frequency, presence] = [edits.repetition, edits.frequency, edits.presence].map(t => of(t).data)
     const [newest, previous] = [of(edits.newest).data, edits.previous && of(edits.previous).data]
     const [maskRow, masks] = [of(edits.maskRow).data, of(edits.masks!)]
@@ -157,7 +157,7 @@ class FakeRecorder implements Recorder {
       y.rows = x.rows
       for (let r = 0; r < y.rows; r++) {
         const rules = new Map<number, [bias: number, count: number]>()
-        for (let e = start![r]!; e < start![r + 1]!; e++) rules.set(ids![e]!, [bias![e]!, count![e]!])
+        for (let e = start![r]!; e < end![r]!; e++) rules.set(ids![e]!, [bias![e]!, count![e]!])
         const last = newest[r]! < 0 ? undefined : previous?.[newest[r]!]
         if (last !== undefined) rules.set(last, [rules.get(last)?.[0] ?? 0, max(0, rules.get(last)?.[1] ?? 0) + 1])
         const mask = maskRow[r]! < 0 ? undefined : masks.data.subarray(maskRow[r]! * words, (maskRow[r]! + 1) * words)
@@ -249,11 +249,21 @@ export class FakeDevice implements Device {
     return new Tensor(dtype, shape, new make(size)) as never
   }
 
-  write(to: DeviceTensor, from: ArrayBufferView): void {
+  write(to: DeviceTensor, from: ArrayBufferView, at?: Int32Array): void {
     const error = this.#count('write')
     const { data } = of(to)
     if (from.constructor !== data.constructor) throw errorFor('ERR_DTYPE', `write: ${from.constructor.name} to ${of(to).dtype}`)
     const copy = (from as Int32Array).slice()
+    if (at) {
+      const places = at.slice()
+      if (places.length !== copy.length) throw errorFor('ERR_ARGUMENT', `write: ${copy.length} elements, ${places.length} places`)
+      for (const place of places)
+        if (!(place >= 0 && place < data.length)) throw errorFor('ERR_ARGUMENT', `write: place ${place}`)
+      this.#enqueue(error, () => {
+        for (let i = 0; i < places.length; i++) data[places[i]!] = copy[i]!
+      })
+      return
+    }
     if (copy.length > data.length) throw errorFor('ERR_SHAPE', `write: ${copy.length} elements to ${data.length}`)
     this.#enqueue(error, () => data.set(copy))
   }

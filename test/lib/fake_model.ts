@@ -64,7 +64,7 @@ export function adjusted(
   const counts = repetition !== 1 || frequency !== 0 || presence !== 0
   let sum = counts ? mix(mix(bits(repetition), bits(frequency)), bits(presence)) : 0
   for (const [id, [bias, count]] of edits) {
-    if (counts || bias !== 0) sum = (sum + mix(mix(id, bits(bias)), counts ? count + 1 : 0)) & 0x7fffffff
+    if ((counts && count >= 0) || bias !== 0) sum = (sum + mix(mix(id, bits(bias)), counts ? count + 1 : 0)) & 0x7fffffff
   }
   for (let i = 0; i < mask.length; i++) if (mask[i] !== 0) sum = (sum + mix(i, mask[i]! >>> 1)) & 0x7fffffff
   return sum === 0 ? hash : mix(hash, sum)

@@ -22,7 +22,7 @@ const cache = (...axes: number[]): KvLayer => ({ k: bf16(...axes), v: kv.v })
 const stepWith = (fields: object): StepInputs => ({ ...step, ...fields })
 const samplingWith = (fields: object): Sampling => ({ ...sampling, ...fields })
 const editsWith = (fields: object): Edits => ({
-  ...{ start: i32(4), ids: i32(6), bias: f32(6), count: i32(6), newest: i32(3), maskRow: i32(3) },
+  ...{ start: i32(3), end: i32(3), ids: i32(6), bias: f32(6), count: i32(6), newest: i32(3), maskRow: i32(3) },
   ...{ repetition: f32(3), frequency: f32(3), presence: f32(3) },
   ...fields,
 })
@@ -112,7 +112,7 @@ const bad: Record<string, readonly Bad[]> = {
     ],
   ],
   adjust: [
-    [S, ['out+1 = 3', 'out = 3'], op => op.adjust(logits, editsWith({ start: i32(3) }))],
+    [S, ['edits.end', '[4]', 'out', 3], op => op.adjust(logits, editsWith({ end: i32(4) }))],
     [S, ['edits.bias', '[5]', 'edits', 6], op => op.adjust(logits, editsWith({ bias: f32(5) }))],
     [S, ['edits.newest', '[4]', 'out', 3], op => op.adjust(logits, editsWith({ newest: i32(4) }))],
     [S, ['edits.masks', '[1, 3]', 'words', 2], op => op.adjust(logits, editsWith({ masks: i32(1, 3) }))],

@@ -58,10 +58,11 @@ function editsOf(lab: Lab, vocab: number, requests: readonly Request[], { previo
   const f32 = (pick: (request: Request) => number) => lab.f32([requests.length], requests.map(pick)).tensor
   const all = requests.flatMap(({ edits = [] }) => edits)
   if (all.length === 0) all.push({ id: 0, bias: 99 }) // in no row
-  const start = [0]
-  for (const { edits = [] } of requests) start.push(start.at(-1)! + edits.length)
+  const ends: number[] = []
+  for (const { edits = [] } of requests) ends.push((ends.at(-1) ?? 0) + edits.length)
   return {
-    start: lab.i32(start),
+    start: lab.i32([0, ...ends.slice(0, -1)]),
+    end: lab.i32(ends),
     ids: lab.i32(all.map(({ id }) => id)),
     bias: lab.f32(
       [all.length],
@@ -234,7 +235,35 @@ conforms('adjust', check => {
       const edits = outside.map(id => ({ id, bias: 1, count: 1 }))
       await compare(lab, lab.random.normals(9 * vocab), new Array(9).fill({ edits, presence: 1 }))
     })
-  check('starts that do not fit: of every row the edits that there are', async lab => {
+  check('rows lie in any order, with gaps between them', async lab => {
+    const { random } = lab
+    const [rows, vocab] = [9, 97]
+    const shared = randomShared(random, vocab)
+    const requests = Array.from({ length: rows }, () => randomRequest(random, vocab, 20))
+    const [start, end] = [new Array<number>(rows), new Array<number>(rows)]
+    const all: Edit[] = []
+    for (const row of random.shuffled(Array(rows).keys())) {
+      all.push(...Array.from({ length: random.int(0, 4) }, (_, id) => ({ id, bias: 99, count: 9 })))
+      start[row] = all.length
+      all.push(...requests[row]!.edits!)
+      end[row] = all.length
+    }
+    const logits = random.normals(rows * vocab, 4)
+    const edits = {
+      ...editsOf(lab, vocab, requests, shared),
+      start: lab.i32(start),
+      end: lab.i32(end),
+      ids: lab.i32(all.map(({ id }) => id)),
+      bias: lab.f32(
+        [all.length],
+        all.map(({ bias = 0 }) => bias),
+      ).tensor,
+      count: lab.i32(all.map(({ count = -1 }) => count)),
+    }
+    const input = lab.f32([rows, vocab], logits).tensor
+    sameBits(await lab.one(op => op.adjust(input, edits)), references(logits, requests, shared))
+  })
+  check('starts and ends that do not fit: of every row the edits that there are', async lab => {
     const [rows, vocab] = [7, 24]
     const logits = lab.random.normals(rows * vocab).map(fround)
     const input = lab.f32([rows, vocab], logits).tensor
@@ -245,7 +274,8 @@ conforms('adjust', check => {
       ids: lab.i32([0, 1, 2, 3, 4]),
       bias: lab.f32([5], bias).tensor,
       count: lab.i32(new Array(5).fill(-1)),
-      start: lab.i32([-(2 ** 31), 2, most, 4, 1, -3, 5, 6]),
+      start: lab.i32([-(2 ** 31), 2, most, 4, 1, -3, 5]),
+      end: lab.i32([2, most, 4, 1, -3, 5, 6]),
     }
     const of = [[0, 1], [2, 3, 4], [], [], [], [0, 1, 2, 3, 4], []]
     const expected = logits.map((logit, i) =>
@@ -272,7 +302,8 @@ conforms('adjust', check => {
     const program = lab.device.record(op => ({ y: op.adjust(input, edits) }))
     program.run()
     sameBits(await lab.values(program.outputs.y), references(logits, requests, shared))
-    lab.rewrite(edits.start, [0, 0, 2])
+    lab.rewrite(edits.start, [1, 0])
+    lab.rewrite(edits.end, [1, 2])
     lab.rewrite(edits.presence, [2, 3])
     lab.rewrite(edits.newest, [0, 0])
     lab.rewrite(edits.maskRow, [-1, 0])
@@ -310,7 +341,8 @@ conforms('adjust', check => {
     const fits = editsOf(lab, 40, [{ edits: [{ id: 1 }, { id: 2 }] }, {}, {}], shared)
     const wrong = (code: string, fields: Partial<Record<keyof Edits, DeviceTensor | undefined>>) =>
       lab.rejects(code, op => op.adjust(logits, { ...fits, ...fields } as Edits), logits)
-    await wrong('ERR_SHAPE', { start: lab.i32([0, 0, 0]) })
+    await wrong('ERR_SHAPE', { start: lab.i32([0, 0, 0, 0]) })
+    await wrong('ERR_SHAPE', { end: lab.i32([0, 0]) })
     await wrong('ERR_SHAPE', { bias: lab.f32([3], [1, 2, 3]).tensor })
     await wrong('ERR_SHAPE', { count: lab.i32([1]) })
     await wrong('ERR_SHAPE', { presence: lab.f32([2], [0, 0]).tensor })
