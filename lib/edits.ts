@@ -154,7 +154,10 @@ export class EditBuffers {
 
   /** Enqueues the writes of so many rows. */
   write(rows: number): void {
-    for (let row = 0; row < rows; ) row = this.#place(row) ? row + 1 : 0
+    if (!this.#placeAll(rows)) {
+      this.#makeAnew()
+      if (!this.#placeAll(rows)) throw new Error(`the edits of ${rows} rows are more than the program has room for`)
+    }
     const touched = this.#touched.take()
     for (const edits of [this.#ids, this.#bias, this.#count]) {
       if (2 * touched.length < this.#used) edits.writeAt(touched)
@@ -183,7 +186,12 @@ export class EditBuffers {
     this.#penaltiesChanged = true
   }
 
-  /** Brings the region of a row up to date; false: all rows have to be placed again. */
+  #placeAll(rows: number): boolean {
+    for (let row = 0; row < rows; row++) if (!this.#place(row)) return false
+    return true
+  }
+
+  /** Brings the region of a row up to date; false: there is no room for it after the others. */
   #place(row: number): boolean {
     const rules = this.#rules[row]
     if (rules) {
@@ -196,10 +204,7 @@ export class EditBuffers {
         region.seen = seen.length
         region.early = early
       } else {
-        if (this.#used + room > this.#ids.host.length) {
-          this.#makeAnew()
-          return false
-        }
+        if (this.#used + room > this.#ids.host.length) return false
         region = { from: this.#used, room, seen: seen.length, early }
         for (let slot = 0; slot < ids.length; slot++) this.#touch(rules, slot, region.from, early)
         this.#regions.set(rules, region)

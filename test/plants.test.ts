@@ -323,6 +323,8 @@ function run([, file, find, replace, tests, only]: Plant): Promise<number | null
     cwd: packageRoot,
     env,
     stdio: 'ignore',
+    timeout: 100_000, // a bug may be a loop without end
+    killSignal: 'SIGKILL',
   })
   return new Promise(resolve => child.on('close', resolve))
 }

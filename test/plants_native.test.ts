@@ -118,6 +118,8 @@ function run(folder: string, [, file, , , tests, unit = file]: Plant): Promise<n
     cwd: packageRoot,
     env,
     stdio: 'ignore',
+    timeout: 100_000, // a bug may be a loop without end
+    killSignal: 'SIGKILL',
   })
   return new Promise(resolve => child.on('close', resolve))
 }
