@@ -196,7 +196,7 @@ describe('regular expressions mean what they mean in JavaScript:', () => {
   ].concat([
     '[\\w.-]+@\\x41\\u0042\\cJ',
     '(ab|ac|dc)x',
-    '(?:dc|aab|aac)',
+    '(?:dc|aab|aac)|.|a.b',
     '^a$|^bb?$',
     '(a|[ab]c)*?b',
     '((a{2}){2,}|){0,1}',
@@ -211,6 +211,7 @@ describe('regular expressions mean what they mean in JavaScript:', () => {
     const texts = Array.from({ length: 40 }, () =>
       Array.from({ length: random(5) }, () => letters[random(letters.length)]).join(''),
     )
+    texts.push('\n', '\u2028', 'a\nb')
     for (let i = 0; i < 20; i++) {
       const text = await walker.walk({ type: 'regex', pattern }, random, 8)
       expect({ text, matches: whole.test(text) }).toEqual({ text, matches: true })
