@@ -245,7 +245,13 @@ const plants: readonly Plant[] = [
   ['what was seen since the last step is not written', 'lib/edits.ts', 'i = region.seen; i <', 'i = seen.length; i <', edits],
   ['stop tokens are held back for ever', 'lib/edits.ts', 'slot < stops && early !== region.early', 'slot < 0', edits],
   ['edits in the region of others', 'lib/edits.ts', 'ids.length <= region.room', 'ids.length <= region.room + 1', edits],
-  ['regions made anew are forgotten by the rows before', 'lib/edits.ts', '? row + 1 : 0', '? row + 1 : row', edits],
+  [
+    'regions made anew are forgotten by the rows before',
+    'lib/edits.ts',
+    '(!this.#placeAll(rows)) throw',
+    '(!this.#place(rows - 1)) throw',
+    edits,
+  ],
   [
     'edits are believed after a write has failed',
     'lib/edits.ts',
