@@ -41,18 +41,10 @@ const plants: readonly Plant[] = [
   ['scores are divided by headDim', 'attention.cc', '1.0f / __builtin_sqrtf(float(dim))', '1.0f / float(dim)', 'attention'],
   [
     'keys after the first page come from the first page',
-    'attention.cu',
-    'p < op.max_pages ? table[p] : -1',
-    'p < op.max_pages ? table[0] : -1',
+    'attention.cc',
+    'page = keys.page(p)',
+    'page = keys.page(0)',
     'attention',
-  ],
-  [
-    'a softmax of the wrong base',
-    'attention_units.cuh',
-    'scale(1.4426950408889634f /',
-    'scale(1.0f /',
-    'attention',
-    'attention.cu',
   ],
   ['gate and up are swapped', 'swiglu.cuh', 'bf16 silu_times(bf16 gate, bf16 up)', 'bf16 silu_times(bf16 up, bf16 gate)', 'swiglu', 'swiglu.cu'], // biome-ignore format: a line
   ['epsilon is left out', 'rms_norm.cc', '__builtin_sqrtf(mean + eps)', '__builtin_sqrtf(mean)', 'rms_norm'],
