@@ -157,7 +157,9 @@ export class Engine {
   refuse({ promptLength, maxTokens }: Sequence, before = 0): void {
     this.#check()
     this.#refuseTooLarge(this.#scheduler.pagesFor(promptLength, maxTokens), `${promptLength} + ${maxTokens} tokens`)
-    if (this.#scheduler.waiting + before >= this.#limits.maxQueue) throw busy(this.#limits.maxQueue)
+    const { maxSequences, maxQueue } = this.#limits
+    const places = Math.max(0, maxSequences - this.#scheduler.running) // whom they are free for does not wait
+    if (this.#scheduler.waiting + before >= maxQueue + places) throw busy(maxQueue)
   }
 
   /** Ends a job now, whatever state it is in; its pages are free for the next step. */
@@ -222,6 +224,7 @@ export class Engine {
       while (this.#jobs.size > 0 || flight) {
         const began = performance.now()
         const batch = this.#scheduler.schedule(this.#evaluations.arrival)
+        this.#evaluations.released() // those that an evaluation has waited for may have started
         const next = batch.work.length > 0 ? this.#enqueue(batch) : undefined
         this.#counts.hostMilliseconds += performance.now() - began
         if (flight) await this.#settle(flight)

@@ -85,6 +85,14 @@ export class Generation implements AsyncIterable<Piece>, PromiseLike<Completion>
     return this.#completion.then(fulfilled, rejected)
   }
 
+  catch<B = never>(rejected?: ((reason: unknown) => B | PromiseLike<B>) | null): Promise<Completion | B> {
+    return this.#completion.catch(rejected)
+  }
+
+  finally(ended?: (() => void) | null): Promise<Completion> {
+    return this.#completion.finally(ended)
+  }
+
   async *[Symbol.asyncIterator](): AsyncIterator<Piece, undefined, undefined> {
     try {
       for (let next = 0; ; ) {

@@ -2,6 +2,8 @@
  * Structured output: which tokens a format allows next. Formats are compiled and masks computed in threads of their own
  * (grammar_worker.ts), never on the event loop.
  */
+
+import { availableParallelism } from 'node:os'
 import { setImmediate as turn } from 'node:timers/promises'
 import { Worker } from 'node:worker_threads'
 import { ClosedError, errorFor, InputError } from './errors.ts'
@@ -31,7 +33,7 @@ export interface GrammarOptions {
   readonly time?: number
   /** Bytes of memory of a thread's WebAssembly; an answer takes some 1000 bytes a token. Default 1 GiB. */
   readonly memory?: number
-  /** Threads. A format that takes long to compile holds up the others of its thread. Default 2. */
+  /** Threads. A format that takes long to compile holds up the others of its thread. Default: one for four cores, from 2 to 8. */
   readonly threads?: number
 }
 
@@ -61,6 +63,9 @@ export interface Matcher {
   dispose(): void
 }
 
+/** Answers that one thread follows before another one compiles the format, too. */
+const crowd = 8
+
 /** The formats of a model. */
 export class Grammars {
   readonly #tokens: TokenTable
@@ -76,7 +81,8 @@ export class Grammars {
     this.#tokens = tokens
     this.#vocab = vocab
     this.#stopTokens = stopTokens
-    this.#options = { textLength: 2 ** 16, depth: 64, rules: 10_000, time: 10_000, memory: 2 ** 30, threads: 2, ...options }
+    const threads = Math.min(8, Math.max(2, Math.floor(availableParallelism() / 4)))
+    this.#options = { textLength: 2 ** 16, depth: 64, rules: 10_000, time: 10_000, memory: 2 ** 30, threads, ...options }
   }
 
   /**
@@ -116,10 +122,10 @@ export class Grammars {
     if (this.#closed) throw new ClosedError('ERR_CLOSED', 'the model was closed; load it again')
   }
 
-  /** One that has compiled the format, one without work, a new one, or the one with the least work. */
+  /** One that has compiled the format and is not crowded, one without work, a new one, or the one with the least work. */
   #thread(source: Source, data: WorkerData): Thread {
     const threads = [...this.#threads].sort((a, b) => a.matchers - b.matchers)
-    const ready = threads.find(thread => thread.knows(source)) ?? threads.find(thread => thread.isIdle)
+    const ready = threads.find(thread => thread.knows(source) && thread.matchers < crowd) ?? threads.find(thread => thread.isIdle)
     if (ready) return ready
     if (threads.length >= this.#options.threads) return threads[0]!
     const thread = new Thread(data, this.#options.time)

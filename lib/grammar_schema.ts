@@ -85,7 +85,7 @@ class Converter {
   #body(schema: Schema, path: string, depth: number): string {
     const keys = Object.keys(schema).filter(key => assertions.has(key))
     const no = keys.find(key => impossible.includes(key))
-    if (no) throw refuse(path, `has ${no}`, 'which cannot be held')
+    if (no) throw refuse(path, `has '${no}'`, 'which cannot be held')
     if (schema.$id !== undefined && schema !== this.#root) throw refuse(path, 'has $id', 'which only the outermost schema may')
     const form = keys.find(key => forms.includes(key))
     if (form === undefined) {

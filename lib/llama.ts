@@ -45,7 +45,10 @@ export class Llama {
   readonly #engine: Engine
   readonly #chat: ChatTemplate | undefined
   readonly #grammars: Grammars | undefined
-  readonly #maxQueue: number
+  /** Requests that may run and wait. */
+  readonly #most: number
+  /** That the key/value cache holds; the last token of an answer needs no place. */
+  readonly #cacheTokens: number
   /** Requests whose format is being compiled: they have a place in the queue. */
   #compiling = 0
   #closed = false
@@ -58,7 +61,8 @@ export class Llama {
     this.#device = device
     this.#engine = new Engine(device, model, config, limits)
     this.#chat = text.chat
-    this.#maxQueue = limits.maxQueue
+    this.#most = limits.maxSequences + limits.maxQueue
+    this.#cacheTokens = limits.pages * limits.pageSize
     this.#grammars = text.tokenizer && new Grammars(text.tokenizer, config.vocab, config.stopTokens)
   }
 
@@ -129,7 +133,7 @@ export class Llama {
   /**
    * Several answers to one prompt, which is computed once. With a seed, the answer i draws with seed + i; the
    * log-probabilities of the prompt come with the first one.
-   * @throws as generate; InputError ERR_OPTION_RANGE: count is not a whole number from 1 to 128, or above maxQueue
+   * @throws as generate; InputError ERR_OPTION_RANGE: count is not a whole number from 1 to 128, or more than may run and wait
    */
   generateMany(prompt: string | readonly number[], count: number, options: GenerateOptions = {}): Generation[] {
     this.#check()
@@ -162,7 +166,7 @@ export class Llama {
     logitsOptions(options)
     this.#checkTokens(tokens, this.contextLength)
     expectMany(options.signal)
-    return this.#engine.evaluate(tokens, options.signal)
+    return this.#engine.evaluate([...tokens], options.signal) // it waits, and the caller's array may change meanwhile
   }
 
   /** What the engine does now and has done since load; after close(), what it did. */
@@ -223,9 +227,9 @@ export class Llama {
       const expected = `a whole number from 1 to ${mostAnswers}`
       throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${show(count)}, expected ${expected}`)
     }
-    if (count > this.#maxQueue) {
-      const way = `ask for at most ${this.#maxQueue} at once, or load with a larger maxQueue`
-      throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${count}, more than may wait; ${way}`)
+    if (count > this.#most) {
+      const way = `ask for at most ${this.#most} at once, or load with a larger maxQueue`
+      throw new InputError('ERR_OPTION_RANGE', `the count of answers is ${count}, more than may run and wait; ${way}`)
     }
     const { seed } = options
     const started: { generation: Generation; sequence: Sequence }[] = []
@@ -244,11 +248,11 @@ export class Llama {
 
   #start(prompt: readonly number[], options: GenerateOptions, leader?: Sequence): { generation: Generation; sequence: Sequence } {
     this.#checkTokens(prompt, this.contextLength - 1)
-    const wanted = request(options, this.config, this.contextLength - prompt.length)
+    const wanted = request(options, this.config, this.contextLength - prompt.length, this.#cacheTokens - prompt.length + 1)
     const { signal } = wanted
     if (wanted.stop.length > 0 && !this.tokenizer) throw noTokenizer('stop strings')
-    if (wanted.format && !this.tokenizer) throw noTokenizer('a format')
-    const mask = wanted.format && new FormatMask()
+    if (wanted.format !== undefined && !this.tokenizer) throw noTokenizer('a format')
+    const mask = wanted.format === undefined ? undefined : new FormatMask()
     const sequence = sequenceOf(prompt, wanted, mask, leader)
     let submitted = false
     let ended = false
@@ -281,25 +285,27 @@ export class Llama {
       submitted = true
       this.#engine.submit(answer)
     }
-    if (mask) {
+    try {
       this.#engine.refuse(sequence, this.#compiling)
+    } catch (error) {
+      answer.onEnd()
+      throw error
+    }
+    if (mask) {
       answer.onToken = id =>
         mask.accept(
           id,
           () => this.#engine.wake(),
           error => this.#engine.fail(sequence, error),
         )
-      const opened = mask.open(this.#grammars!, wanted.format!, signal).finally(() => this.#compiling--)
       this.#compiling++
+      const compiled = () => this.#compiling--
+      const opened = mask.open(this.#grammars!, wanted.format!, signal)
+      opened.then(compiled, compiled)
       void opened.then(submit).catch(error => ended || answer.fail(error))
       return { generation, sequence }
     }
-    try {
-      submit()
-    } catch (error) {
-      answer.onEnd()
-      throw error
-    }
+    submit()
     return { generation, sequence }
   }
 }

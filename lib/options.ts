@@ -28,7 +28,7 @@ export interface LoadOptions {
    * Default 2048, on the CPU 256.
    */
   readonly maxBatchTokens?: number | undefined
-  /** Generations that wait; more are refused with ERR_BUSY. Default 4096. */
+  /** Generations that wait because maxSequences others run; more are refused with ERR_BUSY. Default 4096. */
   readonly maxQueue?: number | undefined
   /** Whether a prompt may begin with what earlier ones have left in the key/value cache. The answer is the same. Default true. */
   readonly prefixCache?: boolean | undefined
@@ -54,7 +54,7 @@ export interface LoadOptions {
 
 /** How a text is continued. */
 export interface GenerateOptions extends SamplingOptions {
-  /** Most tokens to generate; default and at most: up to the end of the context. */
+  /** Most tokens to generate; default and at most: up to the end of the context. By default no more than the cache can hold. */
   readonly maxTokens?: number | undefined
   /** Tokens before which the generation does not end: stop tokens cannot come, stop strings are not looked for. Default 0. */
   readonly minTokens?: number | undefined
@@ -226,10 +226,10 @@ export function limitsFor(
 }
 
 /**
- * room: tokens that the context still has after the prompt.
+ * room: tokens that the context still has after the prompt; fits: those that the key/value cache can have after it.
  * @throws InputError ERR_OPTION_UNKNOWN, ERR_OPTION_TYPE, ERR_OPTION_RANGE, ERR_OPTION_STOP
  */
-export function request(options: GenerateOptions, config: LlamaConfig, room: number): Request {
+export function request(options: GenerateOptions, config: LlamaConfig, room: number, fits = room): Request {
   refuseUnknown('generate', options, generateNames)
   whole('maxTokens', options.maxTokens, 1)
   whole('minTokens', options.minTokens, 0)
@@ -257,7 +257,7 @@ export function request(options: GenerateOptions, config: LlamaConfig, room: num
   if (options.format !== undefined && options.ignoreEos) {
     throw new InputError('ERR_OPTION_RANGE', 'ignoreEos is true, expected false: a format ends with a stop token')
   }
-  const maxTokens = Math.min(options.maxTokens ?? room, room)
+  const maxTokens = Math.min(options.maxTokens ?? Math.max(fits, 1), room)
   const minTokens = options.minTokens ?? 0
   if (minTokens > maxTokens) {
     const why = maxTokens === options.maxTokens ? 'maxTokens' : 'what the context has room for'

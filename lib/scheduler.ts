@@ -41,9 +41,9 @@ export interface Batch {
 
 /**
  * Sequences have one order for everything: who arrived first, corrected by priority. In this order they get their share
- * of a step, one token each where they generate and of the rest as much of their prompts as there is room for; guesses get
- * what is left. Who finds no page takes those of the last in order, which starts again later; so the first always advances. As the correction is
- * bounded, everybody becomes the first at some time.
+ * of a step, one token each where they generate and of the rest as much of their prompts as there is room for; guesses
+ * get what is left. Who finds no page takes those of the last in order, which starts again later; so the first always
+ * advances. As the correction is bounded, everybody becomes the first at some time.
  */
 export class Scheduler {
   readonly #pages: Pages

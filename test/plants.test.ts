@@ -271,7 +271,7 @@ const plants: readonly Plant[] = [
   ['a row that is not finite is drawn from', 'lib/engine.ts', 'results.status[first + i] !== 0', 'false', failures],
   ['nobody waits for a mask', 'lib/engine.ts', 'await this.#masked(next.work)', '', fake, 'that come soon'],
   ['everybody waits for a slow mask', 'lib/engine.ts', 'began < patience &&', 'began < 9999 &&', fake, 'that come soon'],
-  ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting + before >= this.#limits.maxQueue', 'false', failures],
+  ['a queue without end', 'lib/engine.ts', 'this.#scheduler.waiting + before >= maxQueue + places', 'false', failures],
   [
     'a step that was not enqueued is waited for',
     'lib/engine.ts',

@@ -38,6 +38,7 @@ export function addGenerate(program: Command, stop: Stop): void {
     .option('--quiet', 'no figures on stderr')
     .addHelpText('after', help)
     .action(async (model: string, prompt: string | undefined, flags: Flags) => {
+      if (flags.topLogprobs !== undefined && !flags.json) command.error('error: --top-logprobs is for --json')
       if (prompt === undefined && process.stdin.isTTY) {
         command.error("error: missing the prompt; give it after the model, or on stdin (cria generate demo 'Once upon')")
       }

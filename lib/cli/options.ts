@@ -43,7 +43,7 @@ export function samplingOptions(command: Command): Command {
     .option('--top-p <p>', 'keep the most probable tokens with this probability together, up to 1', topP)
     .option('--top-k <k>', 'keep this many of the most probable tokens, 0 for all', whole(0, 2 ** 31 - 1))
     .option('--min-p <p>', 'keep tokens this many times as probable as the first, 0 to 1', real(0, 1))
-    .option('--repetition-penalty <p>', 'divide logits of tokens seen already, 1 for off', real(Number.MIN_VALUE, 10))
+    .option('--repetition-penalty <p>', 'divide logits of tokens seen already, 1 for off', repetition)
     .option('--frequency-penalty <p>', 'take off the logit of a token each time it came, -2 to 2', real(-2, 2))
     .option('--presence-penalty <p>', 'take off the logit of a token that came, -2 to 2', real(-2, 2))
     .option('--format <what>', 'what the text must be: json, schema:FILE, regex:PATTERN or grammar:FILE', format)
@@ -71,6 +71,7 @@ function real(least: number, most: number): (text: string) => number {
   return text => parsed(text, value => value >= least && value <= most, `a number from ${least} to ${most}`)
 }
 
+const repetition = (text: string) => parsed(text, value => value > 0 && value <= 10, 'a number above 0 and at most 10')
 const topP = (text: string) => parsed(text, value => value > 0 && value <= 1, 'a number above 0 and at most 1')
 
 function parsed(text: string, valid: (value: number) => boolean, expected: string): number {

@@ -30,12 +30,31 @@ describe('several answers', () => {
     expect(() => llama.generateMany(prompt, count)).toThrow(expect.objectContaining(error) as never)
   })
   test('of more than may wait, too: they could never start', async () => {
-    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxQueue: 3 })
-    const message = 'the count of answers is 4, more than may wait; ask for at most 3 at once, or load with a larger maxQueue'
+    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxSequences: 2, maxQueue: 3 })
+    const message =
+      'the count of answers is 6, more than may run and wait; ask for at most 5 at once, or load with a larger maxQueue'
     const error = { code: 'ERR_OPTION_RANGE', message }
-    expect(() => small.generateMany(prompt, 4)).toThrow(expect.objectContaining(error) as never)
-    expect(await Promise.all(small.generateMany(prompt, 3, { maxTokens: 1 }))).toHaveLength(3)
+    expect(() => small.generateMany(prompt, 6)).toThrow(expect.objectContaining(error) as never)
+    expect(await Promise.all(small.generateMany(prompt, 5, { maxTokens: 1 }))).toHaveLength(5)
   })
+})
+
+test('without maxTokens an answer may be as long as the cache can hold', async () => {
+  await using small = await Llama.load('demo', { device: 'cpu', threads: 1, kvCacheTokens: 64 })
+  const { usage } = await small.generate([1, 2, 3, 4], { ignoreEos: true, temperature: 0 })
+  expect(usage).toEqual({ promptTokens: 4, completionTokens: 61, totalTokens: 65 })
+  const error = { code: 'ERR_OPTION_KV_CACHE' }
+  expect(() => small.generate([1, 2, 3, 4], { maxTokens: 62 })).toThrow(expect.objectContaining(error) as never)
+  expect(() => small.generate(Array(70).fill(1))).toThrow(expect.objectContaining(error) as never)
+})
+
+test('tokens of an evaluation are those of the call, whatever becomes of the array while it waits', async () => {
+  const tokens = [5, 6, 7]
+  const expected = await llama.logits(tokens)
+  const [found, other] = [llama.logits(tokens), llama.generate(prompt, greedy)]
+  tokens.push(...Array(500).fill(1e9))
+  expect(await found).toEqual(expected)
+  expect((await other).tokens).toHaveLength(24)
 })
 
 describe('log-probabilities', () => {
@@ -182,9 +201,10 @@ describe('formats', () => {
     expect(plain).toEqual(await llama.generate(prompt, greedy))
   })
   test('wait in the queue while they are compiled', async () => {
-    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxQueue: 2 })
+    await using small = await Llama.load('demo', { device: 'cpu', threads: 1, maxSequences: 1, maxQueue: 1 })
     const taken = [1, 2].map(() => small.generate(prompt, { maxTokens: 8, format: yesOrNo }))
-    expect(() => small.generate(prompt, { format: yesOrNo })).toThrow(expect.objectContaining({ code: 'ERR_BUSY' }) as never)
+    for (const options of [{ format: yesOrNo }, {}])
+      expect(() => small.generate(prompt, options)).toThrow(expect.objectContaining({ code: 'ERR_BUSY' }) as never)
     for (const answer of taken) expect((await answer).text).toMatch(/^(yes|no)$/)
     expect((await small.generate(prompt, { maxTokens: 8, format: yesOrNo })).text).toMatch(/^(yes|no)$/)
   })

@@ -213,20 +213,29 @@ describe('logits that are not finite', () => {
 })
 
 describe('admission', () => {
+  test('an evaluation waits for those before it to start, not to end', async () => {
+    const engine = engineOf({ maxSequences: 8, pages: 200 })
+    const order: string[] = []
+    const ended = (what: string) => () => order.push(what)
+    const all = [ask(engine, plain(5, 40)).answer.then(ended('long')), engine.evaluate(tokens(9)).then(ended('evaluation'))]
+    for (let i = 0; i < 3; i++) all.push(ask(engine, plain(5, 2)).answer.then(ended('short')))
+    await soon(Promise.all(all))
+    expect(order.at(-1)).toBe('long')
+  })
+
   const plain = (length: number, maxTokens: number): Request => ({ prompt: tokens(length), maxTokens, sampling: greedy })
 
   test('a full queue refuses, and takes requests again when it is not full', async () => {
     const engine = engineOf({ maxSequences: 1, maxQueue: 3 }, { sameTurn: true })
-    const [running, ...waiting] = [plain(5, 9), plain(5, 2), plain(5, 2), plain(5, 2)]
-      .slice(0, 3)
-      .map(one => ({ one, ...ask(engine, one) }))
+    const taken = [plain(5, 9), plain(5, 2), plain(5, 2), plain(5, 2)].map(one => ({ one, ...ask(engine, one) }))
     await expect(ask(engine, plain(5, 1)).answer).rejects.toMatchObject({ code: 'ERR_BUSY', name: 'BusyError' })
     await until(() => engine.stats.running > 0)
-    const another = { one: plain(5, 2) }
-    const last = { ...another, ...ask(engine, another.one) }
     await expect(ask(engine, plain(5, 1)).answer).rejects.toMatchObject({ code: 'ERR_BUSY' })
     expect(engine.stats).toMatchObject({ running: 1, waiting: 3, promptTokens: 20 })
-    for (const { one, answer } of [running!, ...waiting, last]) expect(fault(one, await answer)).toBe('')
+    await taken[0]!.answer
+    const one = plain(5, 2)
+    taken.push({ one, ...ask(engine, one) })
+    for (const { one, answer } of taken) expect(fault(one, await answer)).toBe('')
   })
 
   test('as many evaluations may wait', async () => {

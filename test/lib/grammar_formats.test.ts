@@ -362,10 +362,10 @@ const refused: [format: unknown, code: string, message: RegExp][] = [
   [{ type: 'jsonSchema', schema: { properties: { a: { $ref: '#' } }, required: ['a'] } }, 'ERR_FORMAT_EMPTY', /no text/],
 ]
 const schemasRefused: [schema: Schema | boolean, message: RegExp][] = [
-  [{ not: { type: 'string' } }, /at # has not/],
-  [{ type: 'object', properties: { a: { if: {}, else: {} } } }, /at #\/properties\/a has if/],
-  [{ type: 'object', patternProperties: { a: {} } }, /has patternProperties/],
-  [{ type: 'array', contains: { type: 'null' } }, /has contains/],
+  [{ not: { type: 'string' } }, /at # has 'not'/],
+  [{ type: 'object', properties: { a: { if: {}, else: {} } } }, /at #\/properties\/a has 'if'/],
+  [{ type: 'object', patternProperties: { a: {} } }, /has 'patternProperties'/],
+  [{ type: 'array', contains: { type: 'null' } }, /has 'contains'/],
   [{ type: 'array', uniqueItems: true }, /has uniqueItems/],
   [{ type: 'array', items: [{}] }, /use prefixItems/],
   [{ type: 'array', minItems: 3, maxItems: 2 }, /minItems 3/],
