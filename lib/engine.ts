@@ -76,7 +76,7 @@ interface Flight {
   readonly results: Promise<Results>
 }
 
-/** Milliseconds that a step waits for masks: of 128,256 tokens most take 0.1 to 0.5; a slow one must not hold up everybody. */
+/** Milliseconds that a step waits for masks: of 128,256 tokens most take 0.1 to 0.3; a slow one must not hold up everybody. */
 const patience = 1
 
 export class Engine {

@@ -37,8 +37,10 @@ export function sizeOf(work: readonly Work[]): StepSize & { readonly rows: numbe
 
 /** The most probable tokens of a row, as many as the sequence asks for. */
 export function topOf({ sampling }: Sequence, { topIds, top }: Results, row: number): TokenLogprob[] {
-  if (!topIds || !top || !sampling.top) return []
-  return Array.from({ length: sampling.top }, (_, i) => ({ id: topIds[row * mostTop + i]!, logprob: top[row * mostTop + i]! }))
+  const tokens: TokenLogprob[] = []
+  if (!topIds || !top || !sampling.top) return tokens
+  for (let i = row * mostTop; i < row * mostTop + sampling.top; i++) tokens.push({ id: topIds[i]!, logprob: top[i]! })
+  return tokens
 }
 
 /** Resolves when the step has run. */

@@ -24,8 +24,8 @@ export const answerPlants: readonly Plant[] = [
   [
     'the most probable tokens but for the first',
     'lib/results.ts',
-    'topIds[row * mostTop + i]!',
-    'topIds[row * mostTop + i + 1]!',
+    'id: topIds[i]!',
+    'id: topIds[i + 1]!',
     answers,
     'of which greedy takes the first',
   ],
