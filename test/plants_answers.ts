@@ -131,8 +131,8 @@ export const answerPlants: readonly Plant[] = [
   [
     'maxTokens beyond the context',
     'lib/options.ts',
-    'Math.min(options.maxTokens ?? room, room)',
-    'options.maxTokens ?? room',
+    'Math.min(options.maxTokens ?? Math.max(fits, 1), room)',
+    'options.maxTokens ?? Math.min(fits, room)',
     generation,
     'the end of the context',
   ],
