@@ -10,7 +10,10 @@ import { ClosedError, errorFor, InputError } from './errors.ts'
 import type { Reply, Request, WorkerData } from './grammar_worker.ts'
 import { show } from './sampling.ts'
 
-/** What an answer must look like as a whole. */
+/**
+ * What an answer must look like as a whole. A format is compiled once, in a thread; bounds of repetitions are dear: with
+ * 128,256 tokens a string of maxLength 100 took 4 s, one of 20 0.6 s, and one without a bound 0.4 s (2 cores).
+ */
 export type Format =
   /** Any JSON value. */
   | { readonly type: 'json' }
