@@ -122,6 +122,8 @@ describe('what goes wrong', () => {
     [['generate', 'demo', 'x', '--format', 'yaml'], 'Expected json, schema:FILE, regex:PATTERN or grammar:FILE.'],
     [['generate', 'demo', 'x', '--format', 'schema:/no/such/file'], "no such file or directory, open '/no/such/file'"],
     [['generate', 'demo', 'x', '--presence-penalty', '3'], 'a number from -2 to 2'],
+    [['generate', 'demo', 'x', '--repetition-penalty', '0'], 'a number above 0 and at most 10'],
+    [['generate', 'demo', 'x', '--top-logprobs', '3'], '--top-logprobs is for --json'],
     [['generate'], "argument 'model'"],
     [['bogus'], "command 'bogus'"],
   ])('wrong usage: %j', async (args, text) => {

@@ -161,6 +161,9 @@ describe('abort', () => {
       await looking()
     } else {
       await expect(Promise.resolve(generation)).rejects.toBe(reason)
+      const seen: unknown[] = []
+      await generation.finally(() => seen.push('ended')).catch(error => seen.push(error))
+      expect([seen, await generation.catch(error => error)]).toEqual([['ended', reason], reason])
       await expect(looking()).rejects.toBe(reason)
     }
     expect(holds(joined(pieces).tokens.length)).toBe(true)
