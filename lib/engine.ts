@@ -63,7 +63,7 @@ export interface EngineStats {
   readonly generatedTokens: number
   /** Times that a sequence had to give up its pages and start again. */
   readonly preemptions: number
-  /** Steps that have run, the time with a step under way, and the host's part of it, in milliseconds. */
+  /** Steps that have run, the time with a step under way or waiting for a mask, and the host's part of it, in milliseconds. */
   readonly steps: number
   readonly stepMilliseconds: number
   readonly hostMilliseconds: number

@@ -1,11 +1,11 @@
 // Bugs that engines like this one have had, planted one at a time as the sources are read: some test must fail.
 // Those of kernels are in plants_native.test.ts.
-import { spawn } from 'node:child_process'
 import { readFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
 import { answerPlants, type Plant } from './plants_answers.ts'
+import { runJest } from './run_jest.ts'
 
 const pages = 'test/lib/pages'
 const scheduler = 'test/lib/scheduler'
@@ -321,18 +321,9 @@ const plants: readonly Plant[] = [
 ]
 
 /** Runs tests with a bug planted; the exit code. */
-function run([, file, find, replace, tests, only]: Plant): Promise<number | null> {
-  const args = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
-  const env = { ...process.env, CRIA_PLANT: JSON.stringify({ file, find, replace }), CRIA_BAIL: '1' }
-  const filter = only ? ['-t', only] : []
-  const child = spawn(process.execPath, [...args, `${tests}.test.ts`, ...filter, '--bail', '-i', '--testTimeout=20000'], {
-    cwd: packageRoot,
-    env,
-    stdio: 'ignore',
-    timeout: 100_000, // a bug may be a loop without end
-    killSignal: 'SIGKILL',
-  })
-  return new Promise(resolve => child.on('close', resolve))
+async function run([, file, find, replace, tests, only]: Plant): Promise<number | null> {
+  const args = [`${tests}.test.ts`, ...(only ? ['-t', only] : []), '--bail', '--testTimeout=20000']
+  return (await runJest(args, { CRIA_PLANT: JSON.stringify({ file, find, replace }), CRIA_BAIL: '1' }, 100_000)).code
 }
 
 describe('a planted bug is found:', () => {

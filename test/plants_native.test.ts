@@ -1,11 +1,12 @@
 // Bugs that kernels like these have had, planted one at a time into a plug-in or an addon of their own: some test must fail.
-import { execFile, spawn } from 'node:child_process'
+import { execFile } from 'node:child_process'
 import { copyFileSync, mkdtempSync, readFileSync, rmSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { promisify } from 'node:util'
 import { describe, expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
+import { runJest } from './run_jest.ts'
 
 /** unit: the .cu file that includes a header that is planted in. */
 type Plant = readonly [name: string, file: string, find: string, replace: string, tests: string, unit?: string]
@@ -102,18 +103,10 @@ async function plant(folder: string, [, file, find, replace, , unit = file]: Pla
 }
 
 /** Runs the tests of an op with an addon, until the first failure; the exit code. */
-function run(folder: string, [, file, , , tests, unit = file]: Plant): Promise<number | null> {
-  const args = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
-  const env = { ...process.env, CRIA_ADDON: join(folder, 'cria.node'), CRIA_BAIL: '1' }
+async function run(folder: string, [, file, , , tests, unit = file]: Plant): Promise<number | null> {
   const cases = unit.endsWith('.cu') ? '^(?!.* refused: ).* on simt ' : ' on cpu avx2 '
-  const child = spawn(process.execPath, [...args, `test/ops/${tests}.test.ts`, '-t', cases, '-i'], {
-    cwd: packageRoot,
-    env,
-    stdio: 'ignore',
-    timeout: 100_000, // a bug may be a loop without end
-    killSignal: 'SIGKILL',
-  })
-  return new Promise(resolve => child.on('close', resolve))
+  const env = { CRIA_ADDON: join(folder, 'cria.node'), CRIA_BAIL: '1' }
+  return (await runJest([`test/ops/${tests}.test.ts`, '-t', cases], env, 100_000)).code
 }
 
 async function found(plants: Plant): Promise<boolean> {

@@ -1,10 +1,10 @@
 // Every barrier, wait, guard and mask of every kernel, taken away one at a time on the emulated device: some test of the
 // op must fail. A call that can go without one being missed is either superfluous or not tested.
-import { spawn } from 'node:child_process'
 import { readdirSync, readFileSync } from 'node:fs'
 import { basename, join } from 'node:path'
 import { describe, expect, test } from '@jest/globals'
 import { packageRoot } from '../lib/package.ts'
+import { runJest } from './run_jest.ts'
 
 const ops = join(packageRoot, 'native/ops')
 const tiles = join(packageRoot, 'native/machine/tile')
@@ -50,21 +50,11 @@ const all = [
 ]
 
 /** Runs the emulated cases of an op with a wound, until the first failure; its exit code and what it printed. */
-function run(stem: string, settings: string): Promise<{ code: number | null; printed: string }> {
-  const args = ['--experimental-vm-modules', '--disable-warning=ExperimentalWarning', 'node_modules/jest/bin/jest.js']
-  const env = { ...process.env, CRIA_SIMT: settings, ...(settings ? { CRIA_BAIL: '1' } : {}) }
-  const child = spawn(process.execPath, [...args, `test/ops/${stem}.test.ts`, '-t', '^(?!.* refused: ).* on simt ', '-i'], {
-    cwd: packageRoot,
-    env,
+const run = (stem: string, settings: string) =>
+  runJest([`test/ops/${stem}.test.ts`, '-t', '^(?!.* refused: ).* on simt '], {
+    CRIA_SIMT: settings,
+    ...(settings ? { CRIA_BAIL: '1' } : {}),
   })
-  let printed = ''
-  for (const stream of [child.stdout, child.stderr]) {
-    stream.setEncoding('utf8').on('data', text => {
-      printed += text
-    })
-  }
-  return new Promise(resolve => child.on('close', code => resolve({ code, printed })))
-}
 
 describe('without', () => {
   const timeout = 300_000 // five of them share the cores with other files

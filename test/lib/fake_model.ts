@@ -6,6 +6,7 @@ import type { Engine, EngineLimits, Job } from '../../lib/engine.ts'
 import type { SamplingParameters } from '../../lib/sampling.ts'
 import { type FinishReason, Sequence, type SequenceOptions } from '../../lib/sequence.ts'
 import type { Model } from '../../lib/weights.ts'
+import { Random } from '../ops/numbers.ts'
 
 // Of jest's global scope every look-up takes a microsecond.
 const { imul, max, round } = Math
@@ -24,13 +25,8 @@ export function mix(a: number, b: number): number {
 
 /** Numbers in [0, n) that are the same every time. */
 export function random(seed: number): (n: number) => number {
-  let state = seed
-  return n => {
-    state = (state + 0x6d2b79f5) | 0
-    let t = imul(state ^ (state >>> 15), 1 | state)
-    t = (t + imul(t ^ (t >>> 7), 61 | t)) ^ t
-    return ((t ^ (t >>> 14)) >>> 0) % n
-  }
+  const numbers = new Random(seed)
+  return n => numbers.u32() % n
 }
 
 export const logprobOf = (hash: number, id: number): number => (hash < 0 ? Number.NaN : -(mix(hash, id) % 1024) / 64)
